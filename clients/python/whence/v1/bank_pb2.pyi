@@ -1,0 +1,104 @@
+from google.protobuf import struct_pb2 as _struct_pb2
+from whence.v1 import image_pb2 as _image_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class BankKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BANK_KIND_UNSPECIFIED: _ClassVar[BankKind]
+    BANK_KIND_SAE: _ClassVar[BankKind]
+    BANK_KIND_NMF: _ClassVar[BankKind]
+    BANK_KIND_CONTRAST: _ClassVar[BankKind]
+    BANK_KIND_SUBSPACE: _ClassVar[BankKind]
+BANK_KIND_UNSPECIFIED: BankKind
+BANK_KIND_SAE: BankKind
+BANK_KIND_NMF: BankKind
+BANK_KIND_CONTRAST: BankKind
+BANK_KIND_SUBSPACE: BankKind
+
+class Model(_message.Message):
+    __slots__ = ("name", "digest", "architecture", "class_names", "input_height", "input_width")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    INPUT_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: str
+    architecture: str
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    input_height: int
+    input_width: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., architecture: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ...) -> None: ...
+
+class Bank(_message.Message):
+    __slots__ = ("reference", "digest", "kind", "model", "layer", "name", "concept_count", "channels", "weights_digest", "created", "metrics", "configuration")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONCEPT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    digest: str
+    kind: BankKind
+    model: str
+    layer: str
+    name: str
+    concept_count: int
+    channels: int
+    weights_digest: str
+    created: str
+    metrics: _struct_pb2.Struct
+    configuration: _struct_pb2.Struct
+    def __init__(self, reference: _Optional[str] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[BankKind, str]] = ..., model: _Optional[str] = ..., layer: _Optional[str] = ..., name: _Optional[str] = ..., concept_count: _Optional[int] = ..., channels: _Optional[int] = ..., weights_digest: _Optional[str] = ..., created: _Optional[str] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., configuration: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class Concept(_message.Message):
+    __slots__ = ("id", "label", "class_index", "class_name", "statistics", "exemplars", "parent")
+    class StatisticsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    EXEMPLARS_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    label: str
+    class_index: int
+    class_name: str
+    statistics: _containers.ScalarMap[str, float]
+    exemplars: _containers.RepeatedCompositeFieldContainer[Exemplar]
+    parent: int
+    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., statistics: _Optional[_Mapping[str, float]] = ..., exemplars: _Optional[_Iterable[_Union[Exemplar, _Mapping]]] = ..., parent: _Optional[int] = ...) -> None: ...
+
+class Exemplar(_message.Message):
+    __slots__ = ("picture", "source", "box", "activation")
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    picture: bytes
+    source: str
+    box: _image_pb2.Box
+    activation: float
+    def __init__(self, picture: _Optional[bytes] = ..., source: _Optional[str] = ..., box: _Optional[_Union[_image_pb2.Box, _Mapping]] = ..., activation: _Optional[float] = ...) -> None: ...

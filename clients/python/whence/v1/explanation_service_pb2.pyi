@@ -1,0 +1,227 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from whence.v1 import bank_pb2 as _bank_pb2
+from whence.v1 import explanation_pb2 as _explanation_pb2
+from whence.v1 import image_pb2 as _image_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("request_id", "image", "bank", "target", "options", "deadline")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    image: _image_pb2.Image
+    bank: str
+    target: _explanation_pb2.Target
+    options: _explanation_pb2.ExplainOptions
+    deadline: _duration_pb2.Duration
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., bank: _Optional[str] = ..., target: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ..., options: _Optional[_Union[_explanation_pb2.ExplainOptions, _Mapping]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("request_id", "explanation")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    explanation: _explanation_pb2.Explanation
+    def __init__(self, request_id: _Optional[str] = ..., explanation: _Optional[_Union[_explanation_pb2.Explanation, _Mapping]] = ...) -> None: ...
+
+class ExplainStreamRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: ExplainRequest
+    def __init__(self, request: _Optional[_Union[ExplainRequest, _Mapping]] = ...) -> None: ...
+
+class ExplainStreamResponse(_message.Message):
+    __slots__ = ("request_id", "explanation", "error")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    explanation: _explanation_pb2.Explanation
+    error: Failure
+    def __init__(self, request_id: _Optional[str] = ..., explanation: _Optional[_Union[_explanation_pb2.Explanation, _Mapping]] = ..., error: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("code", "message", "reason", "metadata", "retry_after")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    reason: str
+    metadata: _containers.ScalarMap[str, str]
+    retry_after: _duration_pb2.Duration
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ContrastRequest(_message.Message):
+    __slots__ = ("request_id", "image", "bank", "target", "other", "options", "deadline")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    image: _image_pb2.Image
+    bank: str
+    target: _explanation_pb2.Target
+    other: _explanation_pb2.Target
+    options: _explanation_pb2.ExplainOptions
+    deadline: _duration_pb2.Duration
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., bank: _Optional[str] = ..., target: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ..., other: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ..., options: _Optional[_Union[_explanation_pb2.ExplainOptions, _Mapping]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ContrastResponse(_message.Message):
+    __slots__ = ("request_id", "model", "bank", "target", "other", "contribution", "maps", "concepts", "faithfulness", "flip_shift", "shift_curve", "timings", "view", "runtime")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    MAPS_FIELD_NUMBER: _ClassVar[int]
+    CONCEPTS_FIELD_NUMBER: _ClassVar[int]
+    FAITHFULNESS_FIELD_NUMBER: _ClassVar[int]
+    FLIP_SHIFT_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_CURVE_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: _explanation_pb2.ModelVersion
+    bank: _explanation_pb2.BankVersion
+    target: _explanation_pb2.ClassScore
+    other: _explanation_pb2.ClassScore
+    contribution: float
+    maps: _containers.RepeatedCompositeFieldContainer[_explanation_pb2.Map]
+    concepts: _containers.RepeatedCompositeFieldContainer[_explanation_pb2.ConceptScore]
+    faithfulness: _explanation_pb2.FaithfulnessReport
+    flip_shift: float
+    shift_curve: _containers.RepeatedCompositeFieldContainer[ShiftPoint]
+    timings: _explanation_pb2.Timings
+    view: _image_pb2.Box
+    runtime: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[_Union[_explanation_pb2.ModelVersion, _Mapping]] = ..., bank: _Optional[_Union[_explanation_pb2.BankVersion, _Mapping]] = ..., target: _Optional[_Union[_explanation_pb2.ClassScore, _Mapping]] = ..., other: _Optional[_Union[_explanation_pb2.ClassScore, _Mapping]] = ..., contribution: _Optional[float] = ..., maps: _Optional[_Iterable[_Union[_explanation_pb2.Map, _Mapping]]] = ..., concepts: _Optional[_Iterable[_Union[_explanation_pb2.ConceptScore, _Mapping]]] = ..., faithfulness: _Optional[_Union[_explanation_pb2.FaithfulnessReport, _Mapping]] = ..., flip_shift: _Optional[float] = ..., shift_curve: _Optional[_Iterable[_Union[ShiftPoint, _Mapping]]] = ..., timings: _Optional[_Union[_explanation_pb2.Timings, _Mapping]] = ..., view: _Optional[_Union[_image_pb2.Box, _Mapping]] = ..., runtime: _Optional[str] = ...) -> None: ...
+
+class ShiftPoint(_message.Message):
+    __slots__ = ("shift", "target_probability", "other_probability")
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    OTHER_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    shift: float
+    target_probability: float
+    other_probability: float
+    def __init__(self, shift: _Optional[float] = ..., target_probability: _Optional[float] = ..., other_probability: _Optional[float] = ...) -> None: ...
+
+class InterveneRequest(_message.Message):
+    __slots__ = ("request_id", "image", "bank", "scales", "deadline", "target")
+    class ScalesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    SCALES_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    image: _image_pb2.Image
+    bank: str
+    scales: _containers.ScalarMap[int, float]
+    deadline: _duration_pb2.Duration
+    target: _explanation_pb2.Target
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., bank: _Optional[str] = ..., scales: _Optional[_Mapping[int, float]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., target: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ...) -> None: ...
+
+class InterveneResponse(_message.Message):
+    __slots__ = ("request_id", "model", "bank", "before", "after", "timings", "runtime")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: _explanation_pb2.ModelVersion
+    bank: _explanation_pb2.BankVersion
+    before: _containers.RepeatedCompositeFieldContainer[_explanation_pb2.ClassScore]
+    after: _containers.RepeatedCompositeFieldContainer[_explanation_pb2.ClassScore]
+    timings: _explanation_pb2.Timings
+    runtime: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[_Union[_explanation_pb2.ModelVersion, _Mapping]] = ..., bank: _Optional[_Union[_explanation_pb2.BankVersion, _Mapping]] = ..., before: _Optional[_Iterable[_Union[_explanation_pb2.ClassScore, _Mapping]]] = ..., after: _Optional[_Iterable[_Union[_explanation_pb2.ClassScore, _Mapping]]] = ..., timings: _Optional[_Union[_explanation_pb2.Timings, _Mapping]] = ..., runtime: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[_bank_pb2.Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[_bank_pb2.Model, _Mapping]]] = ...) -> None: ...
+
+class ListBanksRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class ListBanksResponse(_message.Message):
+    __slots__ = ("banks",)
+    BANKS_FIELD_NUMBER: _ClassVar[int]
+    banks: _containers.RepeatedCompositeFieldContainer[_bank_pb2.Bank]
+    def __init__(self, banks: _Optional[_Iterable[_Union[_bank_pb2.Bank, _Mapping]]] = ...) -> None: ...
+
+class GetBankRequest(_message.Message):
+    __slots__ = ("bank",)
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    def __init__(self, bank: _Optional[str] = ...) -> None: ...
+
+class GetBankResponse(_message.Message):
+    __slots__ = ("bank",)
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    bank: _bank_pb2.Bank
+    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ...) -> None: ...
+
+class GetConceptRequest(_message.Message):
+    __slots__ = ("bank", "concept_id", "max_exemplars")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    CONCEPT_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_EXEMPLARS_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    concept_id: int
+    max_exemplars: int
+    def __init__(self, bank: _Optional[str] = ..., concept_id: _Optional[int] = ..., max_exemplars: _Optional[int] = ...) -> None: ...
+
+class GetConceptResponse(_message.Message):
+    __slots__ = ("concept", "bank")
+    CONCEPT_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    concept: _bank_pb2.Concept
+    bank: _explanation_pb2.BankVersion
+    def __init__(self, concept: _Optional[_Union[_bank_pb2.Concept, _Mapping]] = ..., bank: _Optional[_Union[_explanation_pb2.BankVersion, _Mapping]] = ...) -> None: ...

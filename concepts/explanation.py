@@ -1,0 +1,133 @@
+"""What an explanation is made of: plain, frozen records with numpy arrays. They mirror the wire contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Order = Literal["contribution", "activation"]
+Estimator = Literal["gradient", "integrated", "ablation"]
+MapKind = Literal["activation", "contribution", "input"]
+MapSize = Literal["grid", "image"]
+Exactness = Literal["exact", "first_order"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainOptions:
+    """What to compute for one image."""
+
+    top_k: int = 10
+    """How many concepts to list, best first."""
+    order: Order = "contribution"
+    """Largest absolute contribution, or largest activation, first."""
+    estimator: Estimator = "gradient"
+    """How contributions are computed."""
+    maps: tuple[MapKind, ...] = ()
+    """Maps to return for every listed concept."""
+    map_size: MapSize = "grid"
+    """The layer's own grid, or the model's view of the image (bilinear)."""
+    substitute: bool | None = None
+    """Run the head on the reconstruction; None: the bank's own default."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One image's part of a batch."""
+
+    target: int | None = None
+    """Index of the class to explain; None: the predicted class."""
+    options: ExplainOptions = field(default_factory=ExplainOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    index: int
+    name: str
+    logit: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptMap:
+    values: NDArray[np.float32]
+    """``[height, width]``."""
+    class_token: float | None = None
+    """For token models: the value at the class token, which has no place in the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptScore:
+    id: int
+    label: str
+    activation: float
+    """Sum of the code over positions."""
+    peak: float
+    """Largest code over positions."""
+    contribution: float
+    """In logits."""
+    share: float
+    """Contribution / (Σ |contribution| over all concepts + |unexplained|), in [−1, 1]."""
+    maps: dict[MapKind, ConceptMap] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FaithfulnessReport:
+    """How far the explanation can be trusted, measured on this image."""
+
+    completeness_residual: float
+    """Logit − constant − Σ contributions − unexplained, in logits."""
+    constant: float
+    """The head's constant, in logits."""
+    exactness: Exactness
+    exactness_reason: str
+    relative_error: float | None = None
+    """‖a − â‖ / ‖a‖; None for banks that do not reconstruct, as are the next two."""
+    kl: float | None = None
+    """KL(softmax h(a) ‖ softmax h(â)), in nats."""
+    top1_agrees: bool | None = None
+    carried_share: float | None = None
+    """Share of ⟨G, a⟩ that the components carry; None for banks that reconstruct."""
+    integration_error: float | None = None
+    """|Σ − difference| / |difference| of the integrated estimator."""
+    code_tolerance: float | None = None
+    """Largest violation of the codes' optimality conditions, relative to the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Milliseconds of each stage of the engine, for the batch as a whole."""
+
+    trunk_ms: float
+    head_ms: float
+    codes_ms: float
+    explain_ms: float
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The answer for one image, one target class and one bank."""
+
+    model: str
+    model_digest: str
+    bank: str
+    """``model/layer/name``."""
+    bank_digest: str
+    predictions: tuple[ClassScore, ...]
+    """The most probable classes, best first."""
+    target: ClassScore
+    concepts: tuple[ConceptScore, ...]
+    """The listed concepts, in the requested order."""
+    contributions_total: float
+    """Over all concepts, listed or not."""
+    unexplained: float | None
+    """Contribution of a − â; None for banks that do not reconstruct."""
+    faithfulness: FaithfulnessReport
+    stages: StageTimes
+    runtime: str
+    """E.g. ``torch cpu float32``."""
+    estimator: Estimator
+    substitute: bool
