@@ -1,0 +1,235 @@
+"""From a batch's tensors to each image's explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from concepts.bank import Bank
+from concepts.codec import Codes
+from concepts.cut import Layout
+from concepts.estimators import Contributions
+from concepts.explanation import (
+    ClassScore,
+    ConceptMap,
+    ConceptScore,
+    Estimator,
+    Exactness,
+    ExplainOptions,
+    Explanation,
+    FaithfulnessReport,
+    MapKind,
+    StageTimes,
+)
+from concepts.model import ModelSpec
+
+PREDICTIONS = 5
+"""How many classes an explanation lists."""
+
+_EMPTY = -1
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was computed for a batch, on the device: B images, S concept slots."""
+
+    logits: Tensor
+    """``[B, n_classes]``, the model's own."""
+    explained: Tensor
+    """``[B, n_classes]``: the logits that are explained; those of the reconstruction where it is substituted."""
+    targets: Tensor
+    """int64 ``[B]``."""
+    codes: Codes
+    contributions: Contributions
+    constant: Tensor
+    """``[B]``: the head's constant for the target."""
+    head_form: str
+    relative_error: Tensor | None
+    """``[B]``, as are the next three."""
+    kl: Tensor | None
+    top1_agrees: Tensor | None
+    carried_share: Tensor | None
+
+
+class Listed(NamedTuple):
+    """The part of the findings that answers list, on the CPU."""
+
+    findings: Findings
+    probabilities: NDArray[np.float64]
+    """``[B, n_classes]``."""
+    slots: NDArray[np.int64]
+    """``[B, L]``: slots in the requested order, L the largest top_k; empty slots come last."""
+    maps: dict[tuple[MapKind, int, int], ConceptMap]
+    """By kind, image and slot."""
+
+
+def listing(findings: Findings, options: Sequence[ExplainOptions], layout: Layout, view_size: tuple[int, int]) -> Listed:
+    """Choose what each image's answer lists, make its maps, and bring all numbers to the CPU in few transfers.
+
+    Parameters
+    ----------
+    findings
+        Of the batch.
+    options
+        One an image.
+    layout
+        Of the layer.
+    view_size
+        Height and width of the model's view, in pixels: the size of image maps.
+    """
+    codes, contributions = findings.codes, findings.contributions
+    by_activation = torch.tensor([o.order == "activation" for o in options], device=codes.ids.device)
+    score = torch.where(by_activation.unsqueeze(1), codes.total(), contributions.total.abs())
+    score = score.masked_fill(codes.ids == _EMPTY, -torch.inf)
+    slots = score.topk(min(max(o.top_k for o in options), score.shape[1]), dim=1).indices
+    maps: dict[tuple[MapKind, int, int], ConceptMap] = {}
+    for kind, source in (("activation", codes), ("contribution", contributions.maps)):
+        pairs = [
+            (row, slot, o.map_size)
+            for row, o in enumerate(options)
+            if kind in o.maps
+            for slot in slots[row, : o.top_k].tolist()
+        ]
+        if pairs and source is not None:
+            maps |= {(kind, *key): m for key, m in _maps(source, pairs, layout, view_size).items()}  # type: ignore[misc]
+    return Listed(_to_cpu(findings), torch.softmax(findings.logits.double(), 1).cpu().numpy(), slots.cpu().numpy(), maps)
+
+
+def explanation(
+    spec: ModelSpec, bank: Bank, runtime: str, listed: Listed, row: int, options: ExplainOptions, stages: StageTimes
+) -> Explanation:
+    """Return one image's explanation."""
+    found = listed.findings
+    target = int(found.targets[row])
+    contributions = found.contributions
+    total = float(contributions.total[row].sum())
+    unexplained = None if contributions.unexplained is None else float(contributions.unexplained[row])
+    substitute = bool(options.substitute)
+    best = np.argsort(-listed.probabilities[row], kind="stable")[:PREDICTIONS]
+    return Explanation(
+        model=spec.name,
+        model_digest=spec.weights_digest,
+        bank=bank.reference,
+        bank_digest=bank.digest,
+        predictions=tuple(_class_score(spec, listed, row, int(index)) for index in best),
+        target=_class_score(spec, listed, row, target),
+        concepts=_concept_scores(bank, listed, row, options, abs(unexplained or 0.0)),
+        contributions_total=total,
+        unexplained=unexplained,
+        faithfulness=_report(found, row, target, total, unexplained, options.estimator),
+        stages=stages,
+        runtime=runtime,
+        estimator=options.estimator,
+        substitute=substitute,
+    )
+
+
+def _class_score(spec: ModelSpec, listed: Listed, row: int, index: int) -> ClassScore:
+    logit = float(listed.findings.logits[row, index])
+    return ClassScore(index, spec.class_names[index], logit, float(listed.probabilities[row, index]))
+
+
+def _concept_scores(
+    bank: Bank, listed: Listed, row: int, options: ExplainOptions, unexplained: float
+) -> tuple[ConceptScore, ...]:
+    codes, contributions = listed.findings.codes, listed.findings.contributions
+    ids, totals = codes.ids[row].tolist(), contributions.total[row].tolist()
+    activations, peaks = codes.total()[row].tolist(), codes.peak()[row].tolist()
+    whole = sum(map(abs, totals)) + unexplained
+    return tuple(
+        ConceptScore(
+            id=ids[slot],
+            label=bank.concepts[ids[slot]].label,
+            activation=activations[slot],
+            peak=peaks[slot],
+            contribution=totals[slot],
+            share=totals[slot] / whole if whole > 0 else 0.0,
+            maps={kind: listed.maps[kind, row, slot] for kind in options.maps if (kind, row, slot) in listed.maps},
+        )
+        for slot in listed.slots[row, : options.top_k].tolist()
+        if ids[slot] != _EMPTY
+    )
+
+
+def _report(
+    found: Findings, row: int, target: int, total: float, unexplained: float | None, estimator: Estimator
+) -> FaithfulnessReport:
+    constant = float(found.constant[row])
+    exactness, reason = _exactness(found.head_form, estimator)
+
+    def at(values: Tensor | None) -> float | None:
+        return None if values is None else float(values[row])
+
+    return FaithfulnessReport(
+        completeness_residual=float(found.explained[row, target]) - constant - total - (unexplained or 0.0),
+        constant=constant,
+        exactness=exactness,
+        exactness_reason=reason,
+        relative_error=at(found.relative_error),
+        kl=at(found.kl),
+        top1_agrees=None if found.top1_agrees is None else bool(found.top1_agrees[row]),
+        carried_share=at(found.carried_share),
+        integration_error=at(found.contributions.integration_error),
+        code_tolerance=at(found.codes.tolerance),
+    )
+
+
+def _exactness(head_form: str, estimator: Estimator) -> tuple[Exactness, str]:
+    if head_form == "affine":
+        return "exact", "the head is affine: constant, contributions and remainder add up to the logit"
+    if estimator == "integrated":
+        return "exact", "integrated gradients add up for any head, up to the stated integration error"
+    if estimator == "ablation":
+        return "first_order", "concepts were taken out one at a time: how they act together is not in the sum"
+    if head_form == "dynamic_linear":
+        return "exact", "the head is linear for each input: constant, contributions and remainder add up to the logit"
+    return "first_order", "the head is not linear: gradients tell how the logit changes near this activation"
+
+
+def _maps(
+    source: Codes, pairs: Sequence[tuple[int, int, str]], layout: Layout, view_size: tuple[int, int]
+) -> dict[tuple[int, int], ConceptMap]:
+    device = source.values.device
+    rows = torch.tensor([row for row, _, _ in pairs], device=device)
+    slots = torch.tensor([slot for _, slot, _ in pairs], device=device)
+    values = source.maps(rows, slots).float()
+    tokens = values[:, : layout.tokens].sum(1).tolist() if layout.tokens else [None] * len(pairs)
+    grid = values[:, layout.tokens :].unflatten(1, layout.grid)
+    large = [i for i, (_, _, size) in enumerate(pairs) if size == "image"]
+    resized = {}
+    if large:
+        up = functional.interpolate(grid[large].unsqueeze(1), size=view_size, mode="bilinear", align_corners=False)
+        resized = dict(zip(large, up.squeeze(1).cpu().numpy(), strict=True))
+    small = grid.cpu().numpy()
+    return {
+        (row, slot): ConceptMap(resized.get(i, small[i]), tokens[i]) for i, (row, slot, _) in enumerate(pairs)
+    }
+
+
+def _to_cpu(findings: Findings) -> Findings:
+    """Bring everything but the per-position contributions to the CPU."""
+
+    def move(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.detach().cpu()
+
+    c, codes = findings.contributions, findings.codes
+    return Findings(
+        logits=findings.logits.cpu(),
+        explained=findings.explained.cpu(),
+        targets=findings.targets.cpu(),
+        codes=Codes(codes.values.cpu(), codes.ids.cpu(), move(codes.tolerance)),
+        contributions=Contributions(c.total.detach().cpu(), None, move(c.unexplained), move(c.integration_error)),
+        constant=findings.constant.cpu(),
+        head_form=findings.head_form,
+        relative_error=move(findings.relative_error),
+        kl=move(findings.kl),
+        top1_agrees=move(findings.top1_agrees),
+        carried_share=move(findings.carried_share),
+    )

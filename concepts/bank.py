@@ -1,0 +1,232 @@
+"""A concept bank: what it holds, and how that is written as files and read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from concepts.codec import Codec
+from concepts.errors import CorruptData, UnknownConcept
+from concepts.kinds import load_codec
+from concepts.model import check_name
+from concepts.preprocessing import Box
+
+SCHEMA = 1
+MANIFEST = "bank.json"
+TENSORS = "tensors.safetensors"
+CONCEPTS = "concepts.jsonl"
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A stored crop that excites a concept most."""
+
+    file: str
+    """Path of the WebP picture within the bank."""
+    source: str
+    """Key of the image that it was cut from."""
+    box: Box
+    """Where in that image, in its pixels."""
+    activation: float
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One element of a bank."""
+
+    id: int
+    """Its index in the bank."""
+    label: str = ""
+    class_index: int | None = None
+    """The class that it belongs to, where the bank holds concepts per class."""
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    exemplars: tuple[Exemplar, ...] = ()
+    parent: int | None = None
+    """The concept that this one is a part of."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """K concepts for one (model, layer), with how they were learned and how good they are."""
+
+    kind: str
+    """``sae``, ``nmf``, ``contrast`` or ``subspace``."""
+    model: str
+    layer: str
+    name: str
+    weights_digest: str
+    """sha256 of the weights of the model that it was trained on."""
+    channels: int
+    """Width C of the layer."""
+    concepts: tuple[Concept, ...]
+    tensors: Mapping[str, Tensor]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """On held-out images (methods section 6)."""
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    """All that decided the training, seed included."""
+    data_fingerprint: str = ""
+    """sha256 over the keys and contents of the training images."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of every other file of the bank, by its path."""
+    digest: str = ""
+    """sha256 of ``bank.json``; empty while the bank is not frozen."""
+
+    def __post_init__(self) -> None:
+        for what, value in (("model", self.model), ("layer", self.layer), ("bank", self.name)):
+            check_name(what, value)
+
+    @property
+    def reference(self) -> str:
+        """``model/layer/name``."""
+        return f"{self.model}/{self.layer}/{self.name}"
+
+    def concept(self, concept_id: int) -> Concept:
+        """Return a concept.
+
+        Raises
+        ------
+        UnknownConcept
+            If the bank has none of that id.
+        """
+        if not 0 <= concept_id < len(self.concepts):
+            raise UnknownConcept(
+                f"bank {self.reference} has concepts 0 to {len(self.concepts) - 1}, not {concept_id}", bank=self.reference
+            )
+        return self.concepts[concept_id]
+
+    def codec(self) -> Codec:
+        """Return the bank's codec, on the CPU."""
+        return load_codec(self.kind, self.tensors, [concept.class_index for concept in self.concepts])
+
+
+def freeze(bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> tuple[Bank, dict[str, bytes]]:
+    """Turn a bank into its files; equal banks give equal bytes.
+
+    Parameters
+    ----------
+    bank
+        The bank; its ``files`` and ``digest`` are computed anew.
+    exemplars
+        The pictures named by ``Exemplar.file``.
+
+    Returns
+    -------
+    bank : Bank
+        With ``files`` and ``digest``.
+    files : dict
+        Contents by path, ``bank.json`` last.
+
+    Raises
+    ------
+    CorruptData
+        If a concept names a picture that is not there, ids do not count up, or a number is not finite.
+    """
+    exemplars = exemplars or {}
+    for index, concept in enumerate(bank.concepts):
+        if concept.id != index:
+            raise CorruptData(f"concept {index} of the bank has the id {concept.id}")
+        for exemplar in concept.exemplars:
+            if exemplar.file not in exemplars:
+                raise CorruptData(f"concept {index} names the picture {exemplar.file}, which is not there")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(bank.tensors.items())}
+    contents = {
+        TENSORS: safetensors.torch.save(tensors),
+        CONCEPTS: "".join(_dumps(asdict(concept)) + "\n" for concept in bank.concepts).encode(),
+        **{name: exemplars[name] for name in sorted(exemplars)},
+    }
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    manifest = {
+        "schema": SCHEMA,
+        "kind": bank.kind,
+        "model": bank.model,
+        "weights_digest": bank.weights_digest,
+        "layer": bank.layer,
+        "name": bank.name,
+        "channels": bank.channels,
+        "concept_count": len(bank.concepts),
+        "tensors": {name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()},
+        "configuration": bank.configuration,
+        "data_fingerprint": bank.data_fingerprint,
+        "metrics": bank.metrics,
+        "files": files,
+    }
+    contents[MANIFEST] = (_dumps(manifest, indent=1) + "\n").encode()
+    digest = hashlib.sha256(contents[MANIFEST]).hexdigest()
+    return replace(bank, tensors=tensors, files=files, digest=digest), contents
+
+
+def read_manifest(content: bytes, digest: str) -> dict[str, Any]:
+    """Return the manifest if it is the one of that digest.
+
+    Raises
+    ------
+    CorruptData
+        If it is another, or of a schema that this version cannot read.
+    """
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != digest:
+        raise CorruptData(f"{MANIFEST} has digest {actual} where {digest} was published", file=MANIFEST, digest=digest)
+    manifest: dict[str, Any] = json.loads(content)
+    if manifest.get("schema") != SCHEMA:
+        raise CorruptData(f"{MANIFEST} has schema {manifest.get('schema')!r}; this version reads schema {SCHEMA}")
+    for name in manifest["files"]:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise CorruptData(f"{MANIFEST} names {name!r}, which is not a file of the bank")
+    return manifest
+
+
+def check_file(manifest: Mapping[str, Any], name: str, content: bytes) -> bytes:
+    """Return the content if it is what the manifest says.
+
+    Raises
+    ------
+    CorruptData
+        If it is not; both digests are named.
+    """
+    expected = manifest["files"].get(name)
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected:
+        raise CorruptData(f"{name} has digest {actual} where the bank names {expected}", file=name, digest=actual)
+    return content
+
+
+def thaw(manifest: Mapping[str, Any], digest: str, tensors: bytes, concepts: bytes) -> Bank:
+    """Rebuild a bank from its checked files; the inverse of ``freeze``."""
+    try:
+        records = [json.loads(line) for line in concepts.splitlines()]
+        return Bank(
+            kind=manifest["kind"],
+            model=manifest["model"],
+            layer=manifest["layer"],
+            name=manifest["name"],
+            weights_digest=manifest["weights_digest"],
+            channels=manifest["channels"],
+            concepts=tuple(_concept(record) for record in records),
+            tensors=safetensors.torch.load(tensors),
+            metrics=manifest["metrics"],
+            configuration=manifest["configuration"],
+            data_fingerprint=manifest["data_fingerprint"],
+            files=manifest["files"],
+            digest=digest,
+        )
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise CorruptData(f"the bank's files do not have the form of schema {SCHEMA}: {error}") from error
+
+
+def _concept(record: dict[str, Any]) -> Concept:
+    exemplars = tuple(Exemplar(**{**e, "box": Box(*e["box"])}) for e in record["exemplars"])
+    return Concept(**{**record, "exemplars": exemplars})
+
+
+def _dumps(value: Any, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None)
+    except ValueError as error:
+        raise CorruptData(f"the bank holds a number that is not finite: {error}") from error

@@ -1,0 +1,230 @@
+"""One explain function for every kind of bank: trunk, head gradient, codes, contributions, maps, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from concepts import answers, estimators
+from concepts.answers import Findings
+from concepts.bank import Bank
+from concepts.codec import Codes
+from concepts.cut import Cut
+from concepts.errors import InvalidInput, NotImplementedHere, NumericalFailure, UnsupportedOption, WhenceError
+from concepts.explanation import EngineRequest, Estimator, ExplainOptions, Explanation, StageTimes
+from concepts.model import Model
+
+
+class BatchKey(NamedTuple):
+    """What requests must share to be computed together."""
+
+    estimator: Estimator
+    substitute: bool
+
+
+def batch_key(options: ExplainOptions) -> BatchKey:
+    """Return the key by which requests for one bank may share a batch."""
+    return BatchKey(options.estimator, bool(options.substitute))
+
+
+class Engine:
+    """Explains images with one bank.
+
+    Parameters
+    ----------
+    model
+        The model, on the device to use.
+    bank
+        A bank of that model.
+    cut
+        The model cut at the bank's layer, if the caller has it already.
+
+    Raises
+    ------
+    InvalidInput
+        If the bank is another model's or another layer width's.
+    UnknownLayer, InvalidCut
+        If the model cannot be cut at the bank's layer.
+    """
+
+    def __init__(self, model: Model, bank: Bank, cut: Cut | None = None) -> None:
+        if bank.model != model.spec.name or bank.weights_digest != model.spec.weights_digest:
+            raise InvalidInput(f"bank {bank.reference} is not a bank of model {model.spec.name!r} with these weights")
+        self.model, self.bank = model, bank
+        self.cut = cut or model.cut(bank.layer)
+        if self.cut.layout.channels != bank.channels:
+            raise InvalidInput(
+                f"bank {bank.reference} has {bank.channels} channels, layer {bank.layer!r} has {self.cut.layout.channels}"
+            )
+        self.codec = bank.codec().to(model.device)
+        self.runtime = f"torch {model.device.type} float32"
+
+    def check(self, request: EngineRequest) -> None:
+        """Raise what ``explain`` would answer to a request, as far as that is known without its image.
+
+        Raises
+        ------
+        UnsupportedOption
+            If the bank cannot do what the options ask.
+        NotImplementedHere
+            If this version cannot.
+        """
+        options = request.options
+        if "input" in options.maps:
+            raise NotImplementedHere(f"input maps are not offered for banks of kind {self.bank.kind} yet")
+        if options.estimator == "ablation" and "contribution" in options.maps:
+            raise UnsupportedOption("ablation says nothing about positions: contribution maps go with gradient or integrated")
+        if not self.codec.reconstructs and (options.substitute or options.estimator == "integrated"):
+            raise UnsupportedOption(f"banks of kind {self.bank.kind} do not reconstruct: use gradient or ablation")
+        if options.substitute and options.estimator != "gradient":
+            raise UnsupportedOption("substitute goes with the gradient estimator")
+        if request.target is not None:
+            self._check_target(request.target)
+
+    def explain(self, views: NDArray[np.uint8], requests: Sequence[EngineRequest]) -> list[Explanation | WhenceError]:
+        """Explain a batch; each image's answer is what it would be alone.
+
+        Parameters
+        ----------
+        views
+            uint8 ``[B, height, width, 3]``: what the model sees of each image, from ``Preprocessing.fit``.
+        requests
+            One an image, each accepted by ``check``; all with the same ``batch_key``.
+
+        Returns
+        -------
+        list
+            In the order of the images: an explanation, or the error of that image alone.
+        """
+        if len({batch_key(request.options) for request in requests}) != 1:
+            raise ValueError("requests of one batch must have the same batch_key")
+        clock = _Stopwatch(self.model.device)
+        with torch.no_grad():
+            a = self.cut.trunk(self.model.inputs(views))
+        clock.lap("trunk")
+        logits, gradient_of = self.cut.head_forward(a)
+        targets, errors = self._targets(logits, requests)
+        clock.lap("head")
+        with torch.no_grad():
+            codes = self.codec.encode(self.cut.positions(a), targets)
+        clock.lap("codes")
+        findings = self._findings(a, logits, gradient_of, targets, codes, requests[0].options)
+        listed = answers.listing(findings, [request.options for request in requests], self.cut.layout, views.shape[1:3])
+        clock.lap("explain")
+        stages = StageTimes(**clock.times_ms, batch_size=len(requests))
+        return [
+            error or answers.explanation(self.model.spec, self.bank, self.runtime, listed, row, request.options, stages)
+            for row, (error, request) in enumerate(zip(errors, requests, strict=True))
+        ]
+
+    def _findings(
+        self,
+        a: Tensor,
+        logits: Tensor,
+        gradient_of: Callable[[Tensor], Tensor],
+        targets: Tensor,
+        codes: Codes,
+        options: ExplainOptions,
+    ) -> Findings:
+        """Compute contributions and the report's numbers; ``a`` and gradients in the layer's layout."""
+        cut, codec = self.cut, self.codec
+        substitute = bool(options.substitute)
+        reconstruction = cut.unpositions(codec.combine(codes)).to(a.dtype) if codec.reconstructs else None
+        explained, reconstructed = logits, None
+        if reconstruction is not None and substitute:
+            explained, gradient_of = cut.head_forward(reconstruction)
+            reconstructed = explained
+        elif reconstruction is not None:
+            with torch.no_grad():
+                reconstructed = cut.head(reconstruction)
+        remainder = None if reconstruction is None or substitute else a - reconstruction
+        carried = None
+        if options.estimator == "integrated" and reconstruction is not None:
+            contributions = estimators.integrated(cut, codec, codes, a, reconstruction, targets, logits)
+        elif options.estimator == "ablation":
+            contributions = estimators.ablation(cut, codec, codes, a, remainder, targets, logits)
+        else:
+            gradient = cut.positions(gradient_of(targets))
+            rest = None if remainder is None else cut.positions(remainder)
+            contributions = estimators.from_gradient(codec, codes, gradient, rest)
+            if reconstruction is None:
+                carried = contributions.total.sum(1) / (gradient * cut.positions(a)).sum((1, 2))
+        return Findings(
+            logits=logits,
+            explained=explained,
+            targets=targets,
+            codes=codes,
+            contributions=contributions,
+            constant=cut.facts.constant[targets],
+            head_form=cut.facts.form,
+            relative_error=None if reconstruction is None else _relative_error(a, reconstruction),
+            kl=None if reconstructed is None else _kl(logits, reconstructed),
+            top1_agrees=None if reconstructed is None else logits.argmax(1) == reconstructed.argmax(1),
+            carried_share=carried,
+        )
+
+    def _targets(self, logits: Tensor, requests: Sequence[EngineRequest]) -> tuple[Tensor, list[WhenceError | None]]:
+        """Return the class to explain of each image; images that cannot be explained get any class and an error."""
+        classes = self.codec.classes()
+        spare = 0 if classes is None else min(classes)
+        predicted = logits.argmax(1).tolist()
+        sound = torch.isfinite(logits).all(1).tolist()
+        targets: list[int] = []
+        errors: list[WhenceError | None] = []
+        for request, prediction, is_sound in zip(requests, predicted, sound, strict=True):
+            target = prediction if request.target is None else request.target
+            error: WhenceError | None = None
+            if not is_sound:
+                error = NumericalFailure("the model answered this image with NaN or infinity")
+            else:
+                try:
+                    self._check_target(target)
+                except UnsupportedOption as unsupported:
+                    error = unsupported
+            targets.append(target if error is None else spare)
+            errors.append(error)
+        return torch.tensor(targets, device=logits.device), errors
+
+    def _check_target(self, target: int) -> None:
+        classes, names = self.codec.classes(), self.model.spec.class_names
+        if classes is not None and target not in classes:
+            some = ", ".join(repr(names[c]) for c in sorted(classes)[:10])
+            raise UnsupportedOption(
+                f"bank {self.bank.reference} has no concepts for class {names[target]!r}; it has for {some}"
+                f"{', …' if len(classes) > 10 else ''}",
+                bank=self.bank.reference,
+            )
+
+
+def _relative_error(a: Tensor, reconstruction: Tensor) -> Tensor:
+    """Return ``‖a − â‖ / ‖a‖``, ``[B]``."""
+    return (a - reconstruction).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1).clamp_min(1e-12)
+
+
+def _kl(logits: Tensor, reconstructed: Tensor) -> Tensor:
+    """Return ``KL(softmax h(a) ‖ softmax h(â))`` in nats, ``[B]``."""
+    p, q = functional.log_softmax(logits.double(), 1), functional.log_softmax(reconstructed.double(), 1)
+    return functional.kl_div(q, p, reduction="none", log_target=True).sum(1).clamp_min(0.0)
+
+
+class _Stopwatch:
+    """Milliseconds between laps, with the device's queue emptied at each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.times_ms: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.times_ms[f"{stage}_ms"] = 1e3 * (now - self._since)
+        self._since = now

@@ -1,0 +1,118 @@
+"""Contributions of concepts to a logit (methods section 0), by the three estimators."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from concepts.codec import Codec, Codes
+from concepts.cut import Cut
+
+INTEGRATION_TOLERANCE = 0.01
+"""Relative integration error at which no further head passes are made."""
+
+_INTEGRATION_STEPS = (8, 16, 32, 64, 128)
+_ABLATION_ROWS = 256
+
+
+class Contributions(NamedTuple):
+    """What each concept, and what the bank leaves out, contributes to the target's logit."""
+
+    total: Tensor
+    """``[B, S]``."""
+    maps: Codes | None
+    """By position, summing to ``total``; None where the estimator says nothing about positions."""
+    unexplained: Tensor | None
+    """``[B]``; None for banks that do not reconstruct."""
+    integration_error: Tensor | None = None
+    """``[B]``."""
+
+
+def from_gradient(codec: Codec, codes: Codes, gradient: Tensor, remainder: Tensor | None) -> Contributions:
+    """Return ``m_k = ⟨G, comp_k⟩`` and its sums; all tensors ``[B, P, C]``, remainder ``a − â`` or None."""
+    maps = codec.contributions(codes, gradient)
+    unexplained = None if remainder is None else (gradient * remainder).sum((1, 2))
+    return Contributions(maps.total(), maps, unexplained)
+
+
+def integrated(
+    cut: Cut, codec: Codec, codes: Codes, a: Tensor, reconstruction: Tensor, targets: Tensor, logits: Tensor
+) -> Contributions:
+    """Integrate the gradient along the codes: ``a_s = a − (1 − s)·â`` for s from 0 to 1.
+
+    The contributions add up to ``h(a)_t − h(a − â)_t`` for any head, up to the integration error; Gauss-Legendre
+    nodes are doubled until it is under 1 % on every image or 128 are used.
+
+    Parameters
+    ----------
+    a, reconstruction
+        ``[B, …]`` in the layer's layout.
+    targets
+        int64 ``[B]``.
+    logits
+        ``[B, n_classes]``, of ``a``.
+    """
+    with torch.no_grad():
+        without = _at(cut.head(a - reconstruction), targets)
+    difference = _at(logits, targets) - without
+    for steps in _INTEGRATION_STEPS:
+        gradient = _mean_gradient(cut, a, reconstruction, targets, steps)
+        maps = codec.contributions(codes, cut.positions(gradient))
+        error = (maps.total().sum(1) - difference).abs() / difference.abs().clamp_min(1e-6)
+        if bool((error < INTEGRATION_TOLERANCE).all()):
+            break
+    # What is left of the logit when all components are gone belongs to the remainder and the constant.
+    unexplained = without - cut.facts.constant[targets]
+    return Contributions(maps.total(), maps, unexplained, error)
+
+
+def ablation(
+    cut: Cut, codec: Codec, codes: Codes, a: Tensor, remainder: Tensor | None, targets: Tensor, logits: Tensor
+) -> Contributions:
+    """Return ``h(a)_t − h(a − comp_k)_t`` for every concept with a code, in batched head passes.
+
+    Parameters
+    ----------
+    a
+        ``[B, …]`` in the layer's layout.
+    remainder
+        ``a − â`` in the same layout, or None.
+    """
+    present = _at(logits, targets)
+    rows, slots = (codes.values != 0).any(1).nonzero(as_tuple=True)
+    total = codes.values.new_zeros(codes.ids.shape)
+    for chunk in range(0, len(rows), _ABLATION_ROWS):
+        row, slot = rows[chunk : chunk + _ABLATION_ROWS], slots[chunk : chunk + _ABLATION_ROWS]
+        weights = torch.nn.functional.one_hot(slot, codes.ids.shape[1]).to(codes.values.dtype)
+        one = Codes(codes.values[row], codes.ids[row])
+        with torch.no_grad():
+            ablated = cut.head(a[row] - cut.unpositions(codec.combine(one, weights)).to(a.dtype))
+        total[row, slot] = present[row] - _at(ablated, targets[row])
+    unexplained = None
+    if remainder is not None:
+        with torch.no_grad():
+            unexplained = present - _at(cut.head(a - remainder), targets)
+    return Contributions(total, None, unexplained)
+
+
+def _mean_gradient(cut: Cut, a: Tensor, reconstruction: Tensor, targets: Tensor, steps: int) -> Tensor:
+    nodes, weights = _gauss_legendre(steps)
+    mean = torch.zeros_like(a)
+    for node, weight in zip(nodes, weights, strict=True):
+        _, gradient = cut.head_gradient(a - (1.0 - node) * reconstruction, targets)
+        mean += weight * gradient
+    return mean
+
+
+def _gauss_legendre(steps: int) -> tuple[list[float], list[float]]:
+    """Return nodes and weights on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    return [float(x) for x in (nodes + 1) / 2], [float(w) for w in weights / 2]
+
+
+def _at(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits.gather(1, targets.view(-1, 1)).squeeze(1)
+

@@ -1,0 +1,126 @@
+"""NMF banks (CRAFT, arXiv 2211.10154; FACE, arXiv 2510.11675; class prototypes): rows of a non-negative dictionary.
+
+Codes are the non-negative least squares solution on the frozen dictionary, one dictionary a class where concepts
+belong to classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from concepts import nnls
+from concepts.codec import Codec, Codes
+from concepts.errors import CorruptData, UnsupportedOption
+
+FREE = -1
+"""Class of concepts that belong to no class."""
+
+
+class NmfCodec:
+    """Codes and components ``z_k · d_k`` of a non-negative dictionary.
+
+    Parameters
+    ----------
+    dictionary
+        float32 ``[K, C]``, ≥ 0.
+    concept_classes
+        For each of the K concepts its class, or None. Either all have one or none has.
+
+    Raises
+    ------
+    CorruptData
+        If the shapes do not match, or a value is negative or not finite.
+    """
+
+    reconstructs = True
+    needs_non_negative = True
+
+    def __init__(self, dictionary: Tensor, concept_classes: Sequence[int | None]) -> None:
+        if dictionary.ndim != 2 or len(dictionary) != len(concept_classes):
+            raise CorruptData(f"a dictionary of shape {list(dictionary.shape)} cannot hold {len(concept_classes)} concepts")
+        if not bool(torch.isfinite(dictionary).all()) or bool((dictionary < 0).any()):
+            raise CorruptData("the dictionary of an NMF bank must be finite and non-negative")
+        owners = [FREE if c is None else c for c in concept_classes]
+        self.per_class = any(owner != FREE for owner in owners)
+        if self.per_class and FREE in owners:
+            raise CorruptData("some concepts of the bank have a class and some have none")
+        members: dict[int, list[int]] = {}
+        for concept, owner in enumerate(owners):
+            members.setdefault(owner, []).append(concept)
+        slots = max(len(concepts) for concepts in members.values())
+        self._dictionaries = dictionary.new_zeros(len(members), slots, dictionary.shape[1])
+        self._ids = torch.full((len(members), slots), -1)
+        for row, concepts in enumerate(members.values()):
+            self._dictionaries[row, : len(concepts)] = dictionary[concepts]
+            self._ids[row, : len(concepts)] = torch.tensor(concepts)
+        wide = self._dictionaries.double()
+        self._grams = wide @ wide.mT
+        self._owners = list(members)
+        self._row_of_class = torch.full((max(self._owners) + 1,), -1) if self.per_class else torch.zeros(0)
+        for row, owner in enumerate(self._owners if self.per_class else ()):
+            self._row_of_class[owner] = row
+
+    def to(self, device: torch.device) -> Codec:
+        """Return this codec, moved to a device."""
+        for name in ("_dictionaries", "_ids", "_grams", "_row_of_class"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def classes(self) -> frozenset[int] | None:
+        """Return the classes that have concepts; None where concepts belong to no class."""
+        return frozenset(self._owners) if self.per_class else None
+
+    def encode(self, positions: Tensor, targets: Tensor) -> Codes:
+        """Solve ``min_{z ≥ 0} ‖a − zD‖²`` exactly at every position; see ``Codec.encode``.
+
+        Raises
+        ------
+        UnsupportedOption
+            If the bank has no concepts for a target class.
+        """
+        rows = self._rows(targets)
+        if len(self._dictionaries) == 1:  # one dictionary: one Gram matrix for the whole batch
+            b = positions @ self._dictionaries[0].T
+            solution = nnls.solve(self._grams, b.flatten(0, 1).unsqueeze(0))
+            codes = solution.codes.view(b.shape)
+            tolerance = solution.violation.expand(len(positions))
+        else:
+            solution = nnls.solve(self._grams[rows], positions @ self._dictionaries[rows].mT)
+            codes, tolerance = solution
+        return Codes(codes.to(positions.dtype), self._ids[rows], tolerance)
+
+    def combine(self, codes: Codes, weights: Tensor | None = None) -> Tensor:
+        """See ``Codec.combine``."""
+        values = codes.values if weights is None else codes.values * weights.unsqueeze(1)
+        return values @ self._atoms(codes)
+
+    def contributions(self, codes: Codes, gradient: Tensor) -> Codes:
+        """Return ``m = z ⊙ (G Dᵀ)``; see ``Codec.contributions``."""
+        return codes.with_values(codes.values * (gradient @ self._atoms(codes).mT))
+
+    def _atoms(self, codes: Codes) -> Tensor:
+        """Return the dictionary of each image, ``[B, S, C]``, or the only one, ``[S, C]``."""
+        if len(self._dictionaries) == 1:
+            return self._dictionaries[0]
+        # The first slot of a row is never empty and tells the row: first concepts ascend from row to row.
+        rows = torch.searchsorted(self._ids[:, 0].contiguous(), codes.ids[:, 0].contiguous())
+        return self._dictionaries[rows]
+
+    def _rows(self, targets: Tensor) -> Tensor:
+        if not self.per_class:
+            return torch.zeros_like(targets)
+        known = (targets >= 0) & (targets < len(self._row_of_class))
+        rows = torch.where(known, self._row_of_class[targets.clamp(0, len(self._row_of_class) - 1)], -1)
+        if bool((rows < 0).any()):
+            raise UnsupportedOption("the bank has no concepts for a requested class")
+        return rows
+
+
+def load(tensors: Mapping[str, Tensor], concept_classes: Sequence[int | None]) -> Codec:
+    """Rebuild the codec from a bank's tensors: ``dictionary`` ``[K, C]``."""
+    if "dictionary" not in tensors:
+        raise CorruptData("an NMF bank needs the tensor 'dictionary'")
+    return NmfCodec(tensors["dictionary"].float(), concept_classes)

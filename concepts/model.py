@@ -1,0 +1,167 @@
+"""A frozen image classifier with all that is needed to use it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from concepts import architectures
+from concepts.cut import Cut
+from concepts.errors import CorruptData, InvalidInput, InvalidModel, UnknownClass
+from concepts.preprocessing import Preprocessing
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""What models, layers and banks may be called: they become names of folders."""
+
+
+def check_name(what: str, name: str) -> str:
+    """Return the name if it can name a model, layer or bank.
+
+    Raises
+    ------
+    InvalidInput
+        If it is empty, too long, or has characters that a folder's name should not have.
+    """
+    if NAME.fullmatch(name) is None:
+        raise InvalidInput(f"{what} {name!r} must be 1 to 128 letters, digits, '.', '_' or '-', and start with a letter or digit")
+    return name
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything about a model but its weights: what ``model.json`` holds."""
+
+    name: str
+    architecture: str
+    """``torchvision:NAME``, ``bcos:NAME`` or ``package.module:factory``."""
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    weights_digest: str
+    """sha256 of the weights file, hexadecimal."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the architecture's factory."""
+
+    def __post_init__(self) -> None:
+        check_name("model", self.name)
+        if not self.class_names or len(set(self.class_names)) != len(self.class_names):
+            raise InvalidModel(f"model {self.name!r} needs class names, each different")
+
+    def class_index(self, name: str) -> int:
+        """Return the index of a class.
+
+        Raises
+        ------
+        UnknownClass
+            If the model has no class of that name.
+        """
+        if name not in self.class_names:
+            raise UnknownClass(f"model {self.name!r} has no class {name!r}", model=self.name)
+        return self.class_names.index(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object that ``from_json`` takes."""
+        return {
+            "schema": 1,
+            "name": self.name,
+            "architecture": self.architecture,
+            "options": dict(self.options),
+            "preprocessing": self.preprocessing.to_json(),
+            "class_names": list(self.class_names),
+            "weights_digest": self.weights_digest,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ModelSpec:
+        """Rebuild from ``to_json``'s object.
+
+        Raises
+        ------
+        CorruptData
+            If something is missing or of another schema.
+        """
+        try:
+            if value["schema"] != 1:
+                raise CorruptData(f"model.json has schema {value['schema']!r}; this version reads schema 1")
+            return cls(
+                name=value["name"],
+                architecture=value["architecture"],
+                options=value["options"],
+                preprocessing=Preprocessing.from_json(value["preprocessing"]),
+                class_names=tuple(value["class_names"]),
+                weights_digest=value["weights_digest"],
+            )
+        except (KeyError, TypeError) as error:
+            raise CorruptData(f"model.json cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, ready to run on a device."""
+
+    spec: ModelSpec
+    module: nn.Module
+    """In evaluation mode, parameters frozen."""
+    device: torch.device
+
+    def inputs(self, views: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Return the module's input on its device for uint8 views ``[B, height, width, 3]``."""
+        return self.spec.preprocessing.normalize(torch.as_tensor(views).to(self.device, non_blocking=True))
+
+    def cut(self, layer: str) -> Cut:
+        """Cut the model at a layer; see ``Cut`` for what is checked and raised."""
+        size = self.spec.preprocessing
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randint(256, (2, size.height, size.width, 3), generator=generator, dtype=torch.uint8)
+        cut = Cut(self.module, layer, self.inputs(noise))
+        if cut.n_classes != len(self.spec.class_names):
+            raise InvalidModel(
+                f"model {self.spec.name!r} has {cut.n_classes} outputs but {len(self.spec.class_names)} class names"
+            )
+        return cut
+
+
+def build(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
+    trusted: Sequence[str] = architectures.TRUSTED_PACKAGES,
+) -> Model:
+    """Build a model from its description and its weights.
+
+    Parameters
+    ----------
+    spec
+        The description.
+    weights
+        State dictionary; must fit the architecture exactly.
+    device
+        Where to run it.
+    trusted
+        Packages whose factories may be called; see ``architectures.build``.
+
+    Raises
+    ------
+    InvalidModel
+        If the architecture cannot be built or the weights do not fit it; the first misfits are named.
+    """
+    module = architectures.build(spec.architecture, spec.options, trusted)
+    expected = module.state_dict()
+    misfits = [f"missing {key}" for key in expected if key not in weights]
+    misfits += [f"unexpected {key}" for key in weights if key not in expected]
+    misfits += [
+        f"{key} is {list(weights[key].shape)}, not {list(value.shape)}"
+        for key, value in expected.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    if misfits:
+        more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+        raise InvalidModel(f"the weights do not fit {spec.architecture!r}: {'; '.join(misfits[:3])}{more}", model=spec.name)
+    module.load_state_dict(dict(weights))
+    return Model(spec, module.to(torch.device(device)), torch.device(device))

@@ -1,0 +1,348 @@
+"""The repository: models and banks under one root, every byte checked (design section 5).
+
+::
+
+    models/<model>/model.json, weights-<digest>.safetensors
+    banks/<model>/<layer>/<name>/<digest>/bank.json, tensors.safetensors, concepts.jsonl, exemplars/*.webp
+    banks/<model>/<layer>/<name>/CURRENT
+
+Weights carry their digest in their name, so that replacing a model is one atomic write of ``model.json``. A bank's
+``bank.json`` is written after everything it names, and ``CURRENT`` after that: a crash at any instant leaves the old
+bank served and nothing half-visible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from concepts import bank as bank_files
+from concepts import model as models
+from concepts.architectures import TRUSTED_PACKAGES
+from concepts.bank import Bank, Exemplar
+from concepts.errors import AlreadyExists, CorruptData, InvalidInput, UnknownBank, UnknownModel, WeightsMismatch
+from concepts.model import Model, ModelSpec, check_name
+from concepts.storage import LocalStorage
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+class BankVersion(NamedTuple):
+    """One version of a bank."""
+
+    model: str
+    layer: str
+    name: str
+    digest: str
+
+    @property
+    def reference(self) -> str:
+        """``model/layer/name``."""
+        return f"{self.model}/{self.layer}/{self.name}"
+
+
+@dataclass(frozen=True)
+class BankSummary:
+    """What can be said of a bank without loading it."""
+
+    version: BankVersion
+    manifest: Mapping[str, Any]
+    """``bank.json``."""
+    published: float
+    """Seconds since the epoch."""
+
+
+class Repository:
+    """Models and banks under one root.
+
+    Parameters
+    ----------
+    root
+        A folder; made when something is first published.
+    trusted
+        Packages whose factories a stored model may name; see ``architectures.build``.
+    """
+
+    def __init__(self, root: str | Path, trusted: Sequence[str] = TRUSTED_PACKAGES) -> None:
+        self._files = LocalStorage(root)
+        self._trusted = tuple(trusted)
+
+    # Models
+
+    def models(self) -> list[str]:
+        """Return the names of the models, sorted."""
+        return [name for name in self._files.folders("models") if self._files.exists(f"models/{name}/model.json")]
+
+    def model_spec(self, name: str) -> ModelSpec:
+        """Return a model's description.
+
+        Raises
+        ------
+        UnknownModel
+            If there is none of that name.
+        CorruptData
+            If it cannot be read.
+        """
+        check_name("model", name)
+        try:
+            content = self._files.read(f"models/{name}/model.json")
+        except FileNotFoundError as error:
+            raise UnknownModel(f"there is no model {name!r}; models: {', '.join(self.models()) or 'none'}", model=name) from error
+        try:
+            return ModelSpec.from_json(json.loads(content))
+        except ValueError as error:
+            raise CorruptData(f"model.json of model {name!r} is not JSON", model=name) from error
+
+    def publish_model(self, spec: ModelSpec, weights: Mapping[str, Tensor], *, replace: bool = False) -> ModelSpec:
+        """Store a model; publishing the same one again changes nothing.
+
+        Parameters
+        ----------
+        spec
+            Its description; ``weights_digest`` is computed here.
+        weights
+            State dictionary. It is built and checked against the architecture first.
+        replace
+            Allow other weights or another description under a name that is taken.
+
+        Returns
+        -------
+        ModelSpec
+            With the digest.
+
+        Raises
+        ------
+        AlreadyExists
+            If the name is taken by another model.
+        InvalidModel
+            If the weights do not fit.
+        """
+        content = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in sorted(weights.items())})
+        digest = hashlib.sha256(content).hexdigest()
+        spec = ModelSpec.from_json({**spec.to_json(), "weights_digest": digest})
+        if spec.name in self.models() and not replace:
+            present = self.model_spec(spec.name)
+            if present != spec:
+                raise AlreadyExists(
+                    f"model {spec.name!r} exists with weights {present.weights_digest[:12]} and another description or other "
+                    f"weights ({digest[:12]}); choose another name or replace it",
+                    model=spec.name,
+                )
+        models.build(spec, weights, trusted=self._trusted)
+        self._files.write(f"models/{spec.name}/weights-{digest}.safetensors", content)
+        self._files.write(f"models/{spec.name}/model.json", (json.dumps(spec.to_json(), indent=1) + "\n").encode())
+        return spec
+
+    def load_model(self, name: str, device: torch.device | str = "cpu") -> Model:
+        """Load a model, its weights checked.
+
+        Raises
+        ------
+        UnknownModel, CorruptData, InvalidModel
+            If there is none, a byte of its weights changed, or it cannot be built.
+        """
+        spec = self.model_spec(name)
+        file = f"weights-{spec.weights_digest}.safetensors"
+        try:
+            content = self._files.read(f"models/{name}/{file}")
+        except FileNotFoundError as error:
+            raise CorruptData(f"model {name!r}: {file} is missing", model=name, file=file) from error
+        actual = hashlib.sha256(content).hexdigest()
+        if actual != spec.weights_digest:
+            raise CorruptData(f"model {name!r}: {file} has digest {actual}", model=name, file=file, digest=actual)
+        try:
+            weights = safetensors.torch.load(content)
+        except SafetensorError as error:
+            raise CorruptData(f"model {name!r}: {file} is not in safetensors format", model=name, file=file) from error
+        return models.build(spec, weights, device, self._trusted)
+
+    # Banks
+
+    def publish(self, bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> Bank:
+        """Freeze a bank, store it and serve it from now on.
+
+        Returns
+        -------
+        Bank
+            With its digest.
+
+        Raises
+        ------
+        UnknownModel
+            If its model is not in the repository.
+        WeightsMismatch
+            If its model has other weights than it was trained on.
+        """
+        self._check_weights(bank.model, bank.weights_digest, bank.reference)
+        frozen, contents = bank_files.freeze(bank, exemplars)
+        frozen.codec()  # what cannot be loaded is not published
+        version = BankVersion(bank.model, bank.layer, bank.name, frozen.digest)
+        for file, content in contents.items():  # bank.json is the last
+            self._files.write(f"{_folder(version)}/{file}", content)
+        self._point(version)
+        return frozen
+
+    def resolve(self, reference: str) -> BankVersion:
+        """Return the version that ``model/layer/name`` or ``model/layer/name@digest`` means now.
+
+        At least eight digits of a digest are enough where they are unique.
+
+        Raises
+        ------
+        InvalidInput
+            If the reference is malformed.
+        UnknownBank
+            If there is no such bank or version.
+        """
+        path, _, digest = reference.partition("@")
+        parts = path.split("/")
+        if len(parts) != 3 or (digest and re.fullmatch("[0-9a-f]{8,64}", digest) is None):
+            raise InvalidInput(f"bank reference {reference!r} is not of the form model/layer/name or model/layer/name@digest")
+        model, layer, name = (check_name(what, part) for what, part in zip(("model", "layer", "bank"), parts, strict=True))
+        place = f"banks/{model}/{layer}/{name}"
+        if not digest:
+            return BankVersion(model, layer, name, self._current(place, path))
+        found = [d for d in self._versions(place) if d.startswith(digest)]
+        if len(found) != 1:
+            problem = "has no version" if not found else f"has {len(found)} versions that begin with"
+            raise UnknownBank(f"bank {path} {problem} {digest}", bank=path)
+        return BankVersion(model, layer, name, found[0])
+
+    def banks(self, model: str | None = None) -> list[BankVersion]:
+        """Return the served version of every bank, sorted, optionally of one model; damaged ones included."""
+        found = []
+        for owner in [model] if model is not None else self._files.folders("banks"):
+            for layer in self._files.folders(f"banks/{check_name('model', owner)}"):
+                for name in self._files.folders(f"banks/{owner}/{layer}"):
+                    try:
+                        found.append(self.resolve(f"{owner}/{layer}/{name}"))
+                    except UnknownBank:
+                        continue  # being published for the first time
+        return found
+
+    def versions(self, reference: str) -> list[BankSummary]:
+        """Return all versions of ``model/layer/name``, newest first; damaged ones are left out."""
+        version = self.resolve(reference.partition("@")[0])
+        place = _folder(version).rpartition("/")[0]
+        summaries = []
+        for digest in self._versions(place):
+            try:
+                summaries.append(self.summary(version._replace(digest=digest)))
+            except CorruptData:
+                continue
+        return sorted(summaries, key=lambda summary: summary.published, reverse=True)
+
+    def summary(self, version: BankVersion) -> BankSummary:
+        """Return a version's manifest, checked.
+
+        Raises
+        ------
+        CorruptData
+            If the manifest is not the one that was published.
+        """
+        content = self._read(version, bank_files.MANIFEST)
+        with _naming(version):
+            manifest = bank_files.read_manifest(content, version.digest)
+        return BankSummary(version, manifest, self._files.modified(f"{_folder(version)}/{bank_files.MANIFEST}"))
+
+    def load(self, version: BankVersion) -> Bank:
+        """Load a bank, every file of it checked, for the weights its model has now.
+
+        Raises
+        ------
+        CorruptData
+            If any byte changed or a file is missing; the file is named.
+        WeightsMismatch
+            If the model's weights are not those that the bank was trained on; both digests are named.
+        """
+        manifest = self.summary(version).manifest
+        self._check_weights(version.model, manifest["weights_digest"], version.reference)
+        kept = {}
+        for file in manifest["files"]:
+            content = self._checked(version, manifest, file)
+            if file in (bank_files.TENSORS, bank_files.CONCEPTS):
+                kept[file] = content
+        with _naming(version):
+            return bank_files.thaw(manifest, version.digest, kept[bank_files.TENSORS], kept[bank_files.CONCEPTS])
+
+    def picture(self, version: BankVersion, exemplar: Exemplar) -> bytes:
+        """Return an exemplar's WebP file, checked."""
+        return self._checked(version, self.summary(version).manifest, exemplar.file)
+
+    def roll_back(self, reference: str) -> BankVersion:
+        """Serve the version that ``model/layer/name@digest`` names from now on, once it is known to load.
+
+        Raises
+        ------
+        InvalidInput
+            If the reference names no digest.
+        """
+        if "@" not in reference:
+            raise InvalidInput("name the version to serve: model/layer/name@digest")
+        version = self.resolve(reference)
+        self.load(version)
+        self._point(version)
+        return version
+
+    # Within
+
+    def _current(self, place: str, path: str) -> str:
+        try:
+            digest = self._files.read(f"{place}/CURRENT").decode("ascii", "replace").strip()
+        except FileNotFoundError as error:
+            raise UnknownBank(f"there is no bank {path}", bank=path) from error
+        if _DIGEST.fullmatch(digest) is None:
+            raise CorruptData(f"bank {path}: CURRENT does not hold a digest", bank=path, file="CURRENT")
+        return digest
+
+    def _versions(self, place: str) -> list[str]:
+        return [d for d in self._files.folders(place) if self._files.exists(f"{place}/{d}/{bank_files.MANIFEST}")]
+
+    def _point(self, version: BankVersion) -> None:
+        self._files.write(f"{_folder(version).rpartition('/')[0]}/CURRENT", f"{version.digest}\n".encode())
+
+    def _read(self, version: BankVersion, file: str) -> bytes:
+        try:
+            return self._files.read(f"{_folder(version)}/{file}")
+        except FileNotFoundError as error:
+            raise CorruptData(f"bank {version.reference}@{version.digest[:12]}: {file} is missing", file=file) from error
+
+    def _checked(self, version: BankVersion, manifest: Mapping[str, Any], file: str) -> bytes:
+        content = self._read(version, file)
+        with _naming(version):
+            return bank_files.check_file(manifest, file, content)
+
+    def _check_weights(self, model: str, digest: str, reference: str) -> None:
+        present = self.model_spec(model).weights_digest
+        if present != digest:
+            raise WeightsMismatch(
+                f"bank {reference} was trained on weights {digest}; model {model!r} has weights {present}: train it anew",
+                bank=reference,
+                trained_on=digest,
+                present=present,
+            )
+
+
+@contextmanager
+def _naming(version: BankVersion) -> Iterator[None]:
+    """Name the bank in what goes wrong with its files."""
+    try:
+        yield
+    except CorruptData as error:
+        bank = f"{version.reference}@{version.digest[:12]}"
+        raise CorruptData(f"bank {bank}: {error.message}", **{**error.metadata, "bank": bank}) from error
+
+
+def _folder(version: BankVersion) -> str:
+    return f"banks/{version.model}/{version.layer}/{version.name}/{version.digest}"
