@@ -70,7 +70,9 @@ class Listed(NamedTuple):
     """By kind, image and slot."""
 
 
-def listing(findings: Findings, options: Sequence[ExplainOptions], layout: Layout, view_size: tuple[int, int]) -> Listed:
+def listing(
+    findings: Findings, options: Sequence[ExplainOptions], layout: Layout, view_size: tuple[int, int]
+) -> Listed:
     """Choose what each image's answer lists, make its maps, and bring all numbers to the CPU in few transfers.
 
     Parameters
@@ -99,7 +101,9 @@ def listing(findings: Findings, options: Sequence[ExplainOptions], layout: Layou
         ]
         if pairs and source is not None:
             maps |= {(kind, *key): m for key, m in _maps(source, pairs, layout, view_size).items()}  # type: ignore[misc]
-    return Listed(_to_cpu(findings), torch.softmax(findings.logits.double(), 1).cpu().numpy(), slots.cpu().numpy(), maps)
+    return Listed(
+        _to_cpu(findings), torch.softmax(findings.logits.double(), 1).cpu().numpy(), slots.cpu().numpy(), maps
+    )
 
 
 def explanation(
@@ -201,16 +205,14 @@ def _maps(
     slots = torch.tensor([slot for _, slot, _ in pairs], device=device)
     values = source.maps(rows, slots).float()
     tokens = values[:, : layout.tokens].sum(1).tolist() if layout.tokens else [None] * len(pairs)
-    grid = values[:, layout.tokens :].unflatten(1, layout.grid)
+    grid = values[:, layout.tokens :].reshape(len(pairs), *layout.grid)
     large = [i for i, (_, _, size) in enumerate(pairs) if size == "image"]
     resized = {}
     if large:
         up = functional.interpolate(grid[large].unsqueeze(1), size=view_size, mode="bilinear", align_corners=False)
         resized = dict(zip(large, up.squeeze(1).cpu().numpy(), strict=True))
     small = grid.cpu().numpy()
-    return {
-        (row, slot): ConceptMap(resized.get(i, small[i]), tokens[i]) for i, (row, slot, _) in enumerate(pairs)
-    }
+    return {(row, slot): ConceptMap(resized.get(i, small[i]), tokens[i]) for i, (row, slot, _) in enumerate(pairs)}
 
 
 def _to_cpu(findings: Findings) -> Findings:

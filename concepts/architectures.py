@@ -14,7 +14,9 @@ TRUSTED_PACKAGES = ("demo",)
 """Packages whose factories may be called unless the caller allows others."""
 
 
-def build(architecture: str, options: Mapping[str, Any] | None = None, trusted: Sequence[str] = TRUSTED_PACKAGES) -> nn.Module:
+def build(
+    architecture: str, options: Mapping[str, Any] | None = None, trusted: Sequence[str] = TRUSTED_PACKAGES
+) -> nn.Module:
     """Build a network by name, in evaluation mode, with its parameters frozen.
 
     Parameters
@@ -42,7 +44,9 @@ def build(architecture: str, options: Mapping[str, Any] | None = None, trusted: 
     try:
         module = factory(**dict(options or {}))
     except Exception as error:
-        raise InvalidModel(f"architecture {architecture!r}: the factory failed: {type(error).__name__}: {error}") from error
+        raise InvalidModel(
+            f"architecture {architecture!r}: the factory failed: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(module, nn.Module):
         raise InvalidModel(f"architecture {architecture!r} returned a {type(module).__name__}, not a torch.nn.Module")
     return module.eval().requires_grad_(False)
@@ -55,7 +59,8 @@ def _factory(source: str, name: str, trusted: Sequence[str]) -> Callable[..., An
         return _bcos(name)
     if not any(source == package or source.startswith(package + ".") for package in trusted):
         raise InvalidModel(
-            f"factories of {source!r} are not trusted here: add it to the trusted packages (now {', '.join(trusted) or 'none'})"
+            f"factories of {source!r} are not trusted here: add it to the trusted packages "
+            f"(now {', '.join(trusted) or 'none'})"
         )
     try:
         factory = getattr(importlib.import_module(source), name)

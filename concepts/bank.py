@@ -97,7 +97,8 @@ class Bank:
         """
         if not 0 <= concept_id < len(self.concepts):
             raise UnknownConcept(
-                f"bank {self.reference} has concepts 0 to {len(self.concepts) - 1}, not {concept_id}", bank=self.reference
+                f"bank {self.reference} has concepts 0 to {len(self.concepts) - 1}, not {concept_id}",
+                bank=self.reference,
             )
         return self.concepts[concept_id]
 
@@ -151,7 +152,9 @@ def freeze(bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> tuple[Ba
         "name": bank.name,
         "channels": bank.channels,
         "concept_count": len(bank.concepts),
-        "tensors": {name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()},
+        "tensors": {
+            name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()
+        },
         "configuration": bank.configuration,
         "data_fingerprint": bank.data_fingerprint,
         "metrics": bank.metrics,

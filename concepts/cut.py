@@ -11,6 +11,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ class HeadFacts(NamedTuple):
     """h(0), float32 ``[n_classes]``."""
 
 
-class _Reached(Exception):  # noqa: N818 - control flow, not an error
+class _Reached(Exception):
     """The layer has answered; the rest of the model need not run."""
 
     def __init__(self, output: Any) -> None:
@@ -137,7 +138,9 @@ class Cut:
         finally:
             handle.remove()
         if not isinstance(output, Tensor):
-            raise InvalidCut(f"layer {self._layer!r} answers with a {type(output).__name__}, not one tensor", layer=self._layer)
+            raise InvalidCut(
+                f"layer {self._layer!r} answers with a {type(output).__name__}, not one tensor", layer=self._layer
+            )
         return output
 
     def head(self, a: Tensor) -> Tensor:
@@ -153,12 +156,11 @@ class Cut:
                 patches.enter_context(_answering(module, answer))
             # The clone keeps in-place operations of the head away from the caller's tensor.
             patches.enter_context(_answering(self._target, a.clone))
-            logits = self._module(self._example)
-        assert isinstance(logits, Tensor)
+            logits: Tensor = self._module(self._example)
         return logits
 
     def linearised(self) -> AbstractContextManager[Any]:
-        """Return a context in which gradients are those of the dynamic linear map (B-cos networks' explanation mode)."""
+        """Return a context in which gradients are those of the dynamic linear map (explanation mode of B-cos)."""
         mode: Callable[[], AbstractContextManager[Any]] | None = getattr(self._module, "explanation_mode", None)
         return mode() if mode is not None else nullcontext()
 
@@ -203,9 +205,9 @@ class Cut:
     def unpositions(self, p: Tensor) -> Tensor:
         """Return ``[B, P, C]`` in the layer's own layout; the inverse of ``positions``."""
         if self.layout.order == "bchw":
-            return p.transpose(1, 2).unflatten(2, self.layout.grid)
+            return p.transpose(1, 2).reshape(len(p), -1, *self.layout.grid)
         if self.layout.order == "bhwc":
-            return p.unflatten(1, self.layout.grid)
+            return p.reshape(len(p), *self.layout.grid, -1)
         return p if self.layout.order == "btc" else p.squeeze(1)
 
     @property
@@ -235,10 +237,14 @@ class _Trace(NamedTuple):
         end = next(i for i, call in enumerate(self.calls) if call.name == layer)
         done = {call.name: call for call in self.calls[:end]}
         return {
-            call.module: (lambda output=call.output: output)
+            call.module: partial(_identity, call.output)
             for name, call in done.items()
             if self.count(name) == 1 and not name.startswith(layer + ".") and not _inside_any(name, done)
         }
+
+
+def _identity(value: Any) -> Any:
+    return value
 
 
 def _inside_any(name: str, others: dict[str, Any]) -> bool:
@@ -263,7 +269,7 @@ def _trace(module: nn.Module, x: Tensor) -> _Trace:
 @contextmanager
 def _answering(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
     """Let a module give a ready answer instead of running."""
-    module.forward = lambda *_inputs, **_options: answer()  # type: ignore[method-assign]
+    module.forward = lambda *_inputs, **_options: answer()
     try:
         yield
     finally:
@@ -271,14 +277,12 @@ def _answering(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
 
 
 def _find(module: nn.Module, layer: str) -> nn.Module:
-    names = dict(module.named_modules())
+    names: dict[str, nn.Module] = dict(module.named_modules())
     if layer and layer in names:
         return names[layer]
-    nearest = difflib.get_close_matches(layer, [name for name in names if name], n=5, cutoff=0.3)
-    raise UnknownLayer(
-        f"the model has no layer {layer!r}; nearest names: {', '.join(nearest) or ', '.join(n for n, _ in module.named_children())}",
-        layer=layer,
-    )
+    near = difflib.get_close_matches(layer, [name for name in names if name], n=5, cutoff=0.3)
+    near = near or [name for name, _ in module.named_children()]
+    raise UnknownLayer(f"the model has no layer {layer!r}; nearest names: {', '.join(near)}", layer=layer)
 
 
 def _logits(module: nn.Module, x: Tensor) -> Tensor:
@@ -311,12 +315,17 @@ def _problem(cut: Cut, trace: _Trace, example: Tensor, logits: Tensor) -> str | 
     except RuntimeError:
         return "is bypassed by another path to the logits"
     scale = float(logits.abs().max().clamp_min(1e-6))
-    if reproduced.shape != logits[1:].shape or float((reproduced - logits[1:]).abs().max()) > RELATIVE_TOLERANCE * scale:
+    if (
+        reproduced.shape != logits[1:].shape
+        or float((reproduced - logits[1:]).abs().max()) > RELATIVE_TOLERANCE * scale
+    ):
         return "is bypassed by another path to the logits"
     return None
 
 
-def _nearest_valid(module: nn.Module, layer: str, trace: _Trace, example: Tensor, logits: Tensor, wanted: int = 2) -> list[str]:
+def _nearest_valid(
+    module: nn.Module, layer: str, trace: _Trace, example: Tensor, logits: Tensor, wanted: int = 2
+) -> list[str]:
     """Return the layers nearest in running order that can be cut: up to ``wanted`` before and after."""
     order = list(dict.fromkeys(call.name for call in trace.calls))
     if layer not in order:

@@ -61,7 +61,7 @@ class Engine:
         self.cut = cut or model.cut(bank.layer)
         if self.cut.layout.channels != bank.channels:
             raise InvalidInput(
-                f"bank {bank.reference} has {bank.channels} channels, layer {bank.layer!r} has {self.cut.layout.channels}"
+                f"bank {bank.reference} has {bank.channels} channels, its layer has {self.cut.layout.channels}"
             )
         self.codec = bank.codec().to(model.device)
         self.runtime = f"torch {model.device.type} float32"
@@ -80,7 +80,9 @@ class Engine:
         if "input" in options.maps:
             raise NotImplementedHere(f"input maps are not offered for banks of kind {self.bank.kind} yet")
         if options.estimator == "ablation" and "contribution" in options.maps:
-            raise UnsupportedOption("ablation says nothing about positions: contribution maps go with gradient or integrated")
+            raise UnsupportedOption(
+                "ablation says nothing about positions: contribution maps go with gradient or integrated"
+            )
         if not self.codec.reconstructs and (options.substitute or options.estimator == "integrated"):
             raise UnsupportedOption(f"banks of kind {self.bank.kind} do not reconstruct: use gradient or ablation")
         if options.substitute and options.estimator != "gradient":
@@ -211,7 +213,8 @@ def _relative_error(a: Tensor, reconstruction: Tensor) -> Tensor:
 def _kl(logits: Tensor, reconstructed: Tensor) -> Tensor:
     """Return ``KL(softmax h(a) ‖ softmax h(â))`` in nats, ``[B]``."""
     p, q = functional.log_softmax(logits.double(), 1), functional.log_softmax(reconstructed.double(), 1)
-    return functional.kl_div(q, p, reduction="none", log_target=True).sum(1).clamp_min(0.0)
+    divergence: Tensor = (p.exp() * (p - q)).sum(1).clamp_min(0.0)
+    return divergence
 
 
 class _Stopwatch:

@@ -115,4 +115,3 @@ def _gauss_legendre(steps: int) -> tuple[list[float], list[float]]:
 
 def _at(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets.view(-1, 1)).squeeze(1)
-

@@ -30,7 +30,9 @@ def check_name(what: str, name: str) -> str:
         If it is empty, too long, or has characters that a folder's name should not have.
     """
     if NAME.fullmatch(name) is None:
-        raise InvalidInput(f"{what} {name!r} must be 1 to 128 letters, digits, '.', '_' or '-', and start with a letter or digit")
+        raise InvalidInput(
+            f"{what} {name!r} must be 1 to 128 letters, digits, '.', '_' or '-', and start with a letter or digit"
+        )
     return name
 
 
@@ -162,6 +164,8 @@ def build(
     ]
     if misfits:
         more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
-        raise InvalidModel(f"the weights do not fit {spec.architecture!r}: {'; '.join(misfits[:3])}{more}", model=spec.name)
+        raise InvalidModel(
+            f"the weights do not fit {spec.architecture!r}: {'; '.join(misfits[:3])}{more}", model=spec.name
+        )
     module.load_state_dict(dict(weights))
     return Model(spec, module.to(torch.device(device)), torch.device(device))

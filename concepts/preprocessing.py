@@ -86,7 +86,11 @@ class Preprocessing:
         """
         resampling = _RESAMPLING[self.interpolation]
         if self.resize is None:
-            view = image.resize((self.width, self.height), resampling) if image.size != (self.width, self.height) else image
+            view = (
+                image.resize((self.width, self.height), resampling)
+                if image.size != (self.width, self.height)
+                else image
+            )
             return np.asarray(view), Box(0.0, 0.0, float(image.width), float(image.height))
         # torchvision: shorter side to `resize`, the longer truncated to whole pixels, then a rounded centre crop
         # (torchvision.transforms.functional._compute_resized_output_size, center_crop).
@@ -132,6 +136,8 @@ class Preprocessing:
             If a key is unknown or missing, or a value makes no sense.
         """
         try:
-            return cls(**{**value, "mean": tuple(value.get("mean", (0.0,) * 3)), "std": tuple(value.get("std", (1.0,) * 3))})
+            return cls(
+                **{**value, "mean": tuple(value.get("mean", (0.0,) * 3)), "std": tuple(value.get("std", (1.0,) * 3))}
+            )
         except TypeError as error:
             raise InvalidModel(f"preprocessing of the model cannot be read: {error}") from error

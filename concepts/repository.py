@@ -98,7 +98,9 @@ class Repository:
         try:
             content = self._files.read(f"models/{name}/model.json")
         except FileNotFoundError as error:
-            raise UnknownModel(f"there is no model {name!r}; models: {', '.join(self.models()) or 'none'}", model=name) from error
+            raise UnknownModel(
+                f"there is no model {name!r}; models: {', '.join(self.models()) or 'none'}", model=name
+            ) from error
         try:
             return ModelSpec.from_json(json.loads(content))
         except ValueError as error:
@@ -135,8 +137,8 @@ class Repository:
             present = self.model_spec(spec.name)
             if present != spec:
                 raise AlreadyExists(
-                    f"model {spec.name!r} exists with weights {present.weights_digest[:12]} and another description or other "
-                    f"weights ({digest[:12]}); choose another name or replace it",
+                    f"model {spec.name!r} exists with another description or other weights "
+                    f"({present.weights_digest[:12]}, not {digest[:12]}); choose another name or replace it",
                     model=spec.name,
                 )
         models.build(spec, weights, trusted=self._trusted)
@@ -208,8 +210,12 @@ class Repository:
         path, _, digest = reference.partition("@")
         parts = path.split("/")
         if len(parts) != 3 or (digest and re.fullmatch("[0-9a-f]{8,64}", digest) is None):
-            raise InvalidInput(f"bank reference {reference!r} is not of the form model/layer/name or model/layer/name@digest")
-        model, layer, name = (check_name(what, part) for what, part in zip(("model", "layer", "bank"), parts, strict=True))
+            raise InvalidInput(
+                f"bank reference {reference!r} is not of the form model/layer/name or model/layer/name@digest"
+            )
+        model, layer, name = (
+            check_name(what, part) for what, part in zip(("model", "layer", "bank"), parts, strict=True)
+        )
         place = f"banks/{model}/{layer}/{name}"
         if not digest:
             return BankVersion(model, layer, name, self._current(place, path))
@@ -316,7 +322,9 @@ class Repository:
         try:
             return self._files.read(f"{_folder(version)}/{file}")
         except FileNotFoundError as error:
-            raise CorruptData(f"bank {version.reference}@{version.digest[:12]}: {file} is missing", file=file) from error
+            raise CorruptData(
+                f"bank {version.reference}@{version.digest[:12]}: {file} is missing", file=file
+            ) from error
 
     def _checked(self, version: BankVersion, manifest: Mapping[str, Any], file: str) -> bytes:
         content = self._read(version, file)
@@ -327,7 +335,8 @@ class Repository:
         present = self.model_spec(model).weights_digest
         if present != digest:
             raise WeightsMismatch(
-                f"bank {reference} was trained on weights {digest}; model {model!r} has weights {present}: train it anew",
+                f"bank {reference} was trained on weights {digest}; model {model!r} has weights {present}: "
+                "train it anew",
                 bank=reference,
                 trained_on=digest,
                 present=present,

@@ -40,7 +40,9 @@ class NmfCodec:
 
     def __init__(self, dictionary: Tensor, concept_classes: Sequence[int | None]) -> None:
         if dictionary.ndim != 2 or len(dictionary) != len(concept_classes):
-            raise CorruptData(f"a dictionary of shape {list(dictionary.shape)} cannot hold {len(concept_classes)} concepts")
+            raise CorruptData(
+                f"a dictionary of shape {list(dictionary.shape)} cannot hold {len(concept_classes)} concepts"
+            )
         if not bool(torch.isfinite(dictionary).all()) or bool((dictionary < 0).any()):
             raise CorruptData("the dictionary of an NMF bank must be finite and non-negative")
         owners = [FREE if c is None else c for c in concept_classes]
