@@ -339,9 +339,14 @@ def _nearest_valid(
 
 
 def _is_valid(module: nn.Module, layer: str, trace: _Trace, example: Tensor, logits: Tensor) -> bool:
+    return _problem(_probe(module, layer, example), trace, example, logits) is None
+
+
+def _probe(module: nn.Module, layer: str, example: Tensor) -> Cut:
+    """Return a cut that is not validated yet."""
     probe = Cut.__new__(Cut)
     probe._module, probe._layer, probe._target, probe._example = module, layer, _find(module, layer), example[:1]
-    return _problem(probe, trace, example, logits) is None
+    return probe
 
 
 def _layout(a: Tensor, input_size: torch.Size, layer: str) -> Layout:
@@ -387,3 +392,22 @@ def _head_facts(cut: Cut, activation: Tensor) -> HeadFacts:
     spread = (gradient - gradient[:1]).abs().max()
     constant_gradient = bool(spread <= RELATIVE_TOLERANCE * gradient.abs().max())
     return HeadFacts("affine" if constant_gradient else "dynamic_linear", constant)
+
+
+class CutLayer(NamedTuple):
+    """A layer at which a model can be cut."""
+
+    name: str
+    layout: Layout
+    non_negative: bool
+    """Whether the activation of the examples is nowhere negative."""
+
+
+def layers(module: nn.Module, example: Tensor) -> Iterator[CutLayer]:
+    """Yield every layer at which a classifier can be cut, in running order; parameters as of ``Cut``."""
+    logits, trace = _logits(module, example), _trace(module, example[:1])
+    for name in dict.fromkeys(call.name for call in trace.calls):
+        probe = _probe(module, name, example)
+        if _problem(probe, trace, example, logits) is None:
+            activation = probe.trunk(example)
+            yield CutLayer(name, _layout(activation, example.shape[-2:], name), bool((activation >= 0).all()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from concepts import architectures
-from concepts.cut import Cut
+from concepts.cut import Cut, CutLayer, layers
 from concepts.errors import CorruptData, InvalidInput, InvalidModel, UnknownClass
 from concepts.preprocessing import Preprocessing
 
@@ -118,15 +118,23 @@ class Model:
 
     def cut(self, layer: str) -> Cut:
         """Cut the model at a layer; see ``Cut`` for what is checked and raised."""
-        size = self.spec.preprocessing
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randint(256, (2, size.height, size.width, 3), generator=generator, dtype=torch.uint8)
-        cut = Cut(self.module, layer, self.inputs(noise))
+        cut = Cut(self.module, layer, self._example())
         if cut.n_classes != len(self.spec.class_names):
             raise InvalidModel(
                 f"model {self.spec.name!r} has {cut.n_classes} outputs but {len(self.spec.class_names)} class names"
             )
         return cut
+
+    def layers(self) -> Iterator[CutLayer]:
+        """Yield every layer at which the model can be cut, in running order."""
+        return layers(self.module, self._example())
+
+    def _example(self) -> Tensor:
+        """Return two inputs of noise."""
+        size = self.spec.preprocessing
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randint(256, (2, size.height, size.width, 3), generator=generator, dtype=torch.uint8)
+        return self.inputs(noise)
 
 
 def build(
@@ -168,4 +176,6 @@ def build(
             f"the weights do not fit {spec.architecture!r}: {'; '.join(misfits[:3])}{more}", model=spec.name
         )
     module.load_state_dict(dict(weights))
-    return Model(spec, module.to(torch.device(device)), torch.device(device))
+    # Channels last is the layout that convolutions run fastest in, on CPUs (2 × for ResNet-50) and GPUs alike.
+    module = module.to(torch.device(device)).to(memory_format=torch.channels_last)
+    return Model(spec, module, torch.device(device))
