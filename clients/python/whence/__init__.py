@@ -1,0 +1,131 @@
+"""Tells, in concepts, where a vision model's prediction came from: the client of a Whence service.
+
+>>> import whence
+>>> with whence.Client("localhost:9000") as client:  # doctest: +SKIP
+...     explanation = client.explain("photo.jpg", bank="resnet50/layer4/craft")
+...     explanation.save("why.png")
+
+Names are loaded when they are first used, so that ``import whence`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from whence._channel import TLS
+    from whence._client import Client
+    from whence._errors import (
+        AlreadyExists,
+        Cancelled,
+        DataLoss,
+        DeadlineExceeded,
+        FailedPrecondition,
+        InternalError,
+        InvalidArgument,
+        MissingExtra,
+        NotFound,
+        Overloaded,
+        PermissionDenied,
+        ResourceExhausted,
+        Unauthenticated,
+        Unavailable,
+        Unimplemented,
+        WhenceError,
+    )
+    from whence._explanation import (
+        Box,
+        ClassScore,
+        ConceptMap,
+        ConceptScore,
+        Explanation,
+        FaithfulnessReport,
+        Timings,
+    )
+    from whence._inventory import Bank, Concept, Exemplar, Model
+    from whence._stream import Outcome
+
+_NAMES_BY_MODULE = {
+    "_channel": ("TLS",),
+    "_client": ("Client",),
+    "_errors": (
+        "AlreadyExists",
+        "Cancelled",
+        "DataLoss",
+        "DeadlineExceeded",
+        "FailedPrecondition",
+        "InternalError",
+        "InvalidArgument",
+        "MissingExtra",
+        "NotFound",
+        "Overloaded",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "Unauthenticated",
+        "Unavailable",
+        "Unimplemented",
+        "WhenceError",
+    ),
+    "_explanation": (
+        "Box",
+        "ClassScore",
+        "ConceptMap",
+        "ConceptScore",
+        "Explanation",
+        "FaithfulnessReport",
+        "Timings",
+    ),
+    "_inventory": ("Bank", "Concept", "Exemplar", "Model"),
+    "_stream": ("Outcome",),
+}
+_HOMES = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TLS",
+    "AlreadyExists",
+    "Bank",
+    "Box",
+    "Cancelled",
+    "ClassScore",
+    "Client",
+    "Concept",
+    "ConceptMap",
+    "ConceptScore",
+    "DataLoss",
+    "DeadlineExceeded",
+    "Exemplar",
+    "Explanation",
+    "FailedPrecondition",
+    "FaithfulnessReport",
+    "InternalError",
+    "InvalidArgument",
+    "MissingExtra",
+    "Model",
+    "NotFound",
+    "Outcome",
+    "Overloaded",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "Timings",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "WhenceError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its private module (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'whence' has no attribute {name!r}")
+    value: object = getattr(import_module(f"whence.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

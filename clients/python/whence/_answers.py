@@ -1,0 +1,215 @@
+"""Messages of the wire contract, made into the SDK's records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from google.protobuf.message import Message
+
+from whence import _requests
+from whence._errors import DataLoss
+from whence._explanation import (
+    Box,
+    ClassScore,
+    ConceptMap,
+    ConceptScore,
+    Estimator,
+    Exactness,
+    Explanation,
+    FaithfulnessReport,
+    MapKind,
+    Timings,
+)
+from whence._images import Source
+from whence._inventory import Bank, BankKind, Concept, Exemplar, Model
+from whence.v1 import bank_pb2, explanation_pb2, image_pb2
+from whence.v1 import explanation_service_pb2 as service_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.struct_pb2 import Struct, Value
+
+EXACTNESS: dict[int, Exactness] = {
+    explanation_pb2.EXACTNESS_EXACT: "exact",
+    explanation_pb2.EXACTNESS_FIRST_ORDER: "first_order",
+}
+BANK_KINDS: dict[int, BankKind] = {
+    bank_pb2.BANK_KIND_SAE: "sae",
+    bank_pb2.BANK_KIND_NMF: "nmf",
+    bank_pb2.BANK_KIND_CONTRAST: "contrast",
+    bank_pb2.BANK_KIND_SUBSPACE: "subspace",
+}
+ESTIMATORS = {number: cast(Estimator, name) for name, number in _requests.ESTIMATORS.items()}
+MAP_KINDS = {number: cast(MapKind, name) for name, number in _requests.MAP_KINDS.items()}
+
+
+def explanation(message: explanation_pb2.Explanation, request_id: str, source: Source | None) -> Explanation:
+    """The record of an explanation.
+
+    Raises
+    ------
+    DataLoss
+        If a map does not have the size that it names.
+    """
+    return Explanation(
+        request_id=request_id,
+        model=message.model.name,
+        model_digest=message.model.digest,
+        bank=message.bank.reference,
+        bank_digest=message.bank.digest,
+        predictions=tuple(map(_class_score, message.predictions)),
+        target=_class_score(message.target),
+        concepts=tuple(map(_concept_score, message.concepts)),
+        unexplained=_optional(message, "unexplained"),
+        contributions_total=message.contributions_total,
+        faithfulness=_faithfulness(message.faithfulness),
+        timings=_timings(message.timings),
+        view=_box(message.view),
+        runtime=message.runtime,
+        estimator=ESTIMATORS.get(message.estimator, "gradient"),
+        substitute=message.substitute,
+        image=source,
+    )
+
+
+def model(message: bank_pb2.Model) -> Model:
+    """The record of a model."""
+    return Model(
+        name=message.name,
+        digest=message.digest,
+        architecture=message.architecture,
+        class_names=tuple(message.class_names),
+        input_height=message.input_height,
+        input_width=message.input_width,
+    )
+
+
+def bank(message: bank_pb2.Bank) -> Bank:
+    """The record of a bank."""
+    return Bank(
+        reference=message.reference,
+        digest=message.digest,
+        kind=BANK_KINDS.get(message.kind, "unknown"),
+        model=message.model,
+        layer=message.layer,
+        name=message.name,
+        concept_count=message.concept_count,
+        channels=message.channels,
+        weights_digest=message.weights_digest,
+        created=message.created,
+        metrics=_struct(message.metrics),
+        configuration=_struct(message.configuration),
+    )
+
+
+def concept(answer: service_pb2.GetConceptResponse) -> Concept:
+    """The record of a concept."""
+    message = answer.concept
+    return Concept(
+        id=message.id,
+        label=message.label,
+        class_index=_optional(message, "class_index"),
+        class_name=message.class_name,
+        statistics=dict(message.statistics),
+        exemplars=tuple(map(_exemplar, message.exemplars)),
+        parent=_optional(message, "parent"),
+        bank=answer.bank.reference,
+        bank_digest=answer.bank.digest,
+    )
+
+
+def _class_score(message: explanation_pb2.ClassScore) -> ClassScore:
+    return ClassScore(
+        index=message.index, name=message.name, logit=message.logit, probability=message.probability
+    )
+
+
+def _concept_score(message: explanation_pb2.ConceptScore) -> ConceptScore:
+    return ConceptScore(
+        id=message.id,
+        label=message.label,
+        activation=message.activation,
+        peak=message.peak,
+        contribution=message.contribution,
+        share=message.share,
+        maps={MAP_KINDS[item.kind]: _concept_map(item) for item in message.maps if item.kind in MAP_KINDS},
+    )
+
+
+def _concept_map(message: explanation_pb2.Map) -> ConceptMap:
+    if message.encoding == explanation_pb2.MAP_ENCODING_PNG_OVERLAY:
+        raise DataLoss("The service sent a map as a picture, which was not asked for.", reason="BAD_ANSWER")
+    expected = message.height * message.width * 2
+    if len(message.data) != expected:
+        raise DataLoss(
+            f"A map of {message.height}×{message.width} came with {len(message.data)} bytes, not {expected}.",
+            reason="BAD_ANSWER",
+        )
+    values = np.frombuffer(message.data, "<f2").reshape(message.height, message.width).astype(np.float32)
+    values.setflags(write=False)
+    return ConceptMap(values=values, class_token=_optional(message, "class_token"))
+
+
+def _faithfulness(message: explanation_pb2.FaithfulnessReport) -> FaithfulnessReport:
+    return FaithfulnessReport(
+        completeness_residual=message.completeness_residual,
+        constant=message.constant,
+        # What a server does not claim to be exact is not.
+        exactness=EXACTNESS.get(message.exactness, "first_order"),
+        exactness_reason=message.exactness_reason,
+        relative_error=_optional(message, "relative_error"),
+        kl=_optional(message, "kl"),
+        top1_agrees=_optional(message, "top1_agrees"),
+        carried_share=_optional(message, "carried_share"),
+        integration_error=_optional(message, "integration_error"),
+        code_tolerance=_optional(message, "code_tolerance"),
+    )
+
+
+def _timings(message: explanation_pb2.Timings) -> Timings:
+    return Timings(
+        decode_ms=message.decode_ms,
+        queue_ms=message.queue_ms,
+        trunk_ms=message.trunk_ms,
+        head_ms=message.head_ms,
+        codes_ms=message.codes_ms,
+        explain_ms=message.explain_ms,
+        encode_ms=message.encode_ms,
+        total_ms=message.total_ms,
+        batch_size=message.batch_size,
+    )
+
+
+def _box(message: image_pb2.Box) -> Box:
+    return Box(left=message.left, top=message.top, right=message.right, bottom=message.bottom)
+
+
+def _exemplar(message: bank_pb2.Exemplar) -> Exemplar:
+    return Exemplar(
+        picture=message.picture,
+        source=message.source,
+        box=_box(message.box),
+        activation=message.activation,
+    )
+
+
+def _optional(message: Message, name: str) -> Any:
+    """A field's value; None where it is absent."""
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def _struct(message: Struct) -> dict[str, Any]:
+    """A Struct as plain Python values."""
+    return {name: _plain(value) for name, value in message.fields.items()}
+
+
+def _plain(value: Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return _struct(value.struct_value)
+    if kind == "list_value":
+        return [_plain(item) for item in value.list_value.values]
+    if kind == "number_value":
+        # The wire has no integers; a configuration's 10 must not come back as 10.0.
+        return int(value.number_value) if value.number_value.is_integer() else value.number_value
+    return getattr(value, kind) if kind in ("string_value", "bool_value") else None

@@ -1,0 +1,251 @@
+"""The sub-commands of ``whence``: ask, then print a table or JSON."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from whence import _json
+from whence._channel import TLS
+from whence._client import Client
+from whence._errors import InvalidArgument
+from whence._explanation import Estimator, Explanation, MapKind, MapSize, Order
+from whence._inventory import Concept
+from whence._words import bank_version, report_lines
+
+app = typer.Typer(
+    help="Where a vision model's prediction came from, in concepts.",
+    epilog=(
+        "Exit codes: 0 done; 1 a fault; 2 wrong command line or request; 3 no such bank, model or concept; "
+        "4 not now (unreachable, busy, over a limit, too slow); 5 not allowed; 6 not offered here."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class _Order(str, Enum):
+    contribution = "contribution"
+    activation = "activation"
+
+
+class _Estimator(str, Enum):
+    gradient = "gradient"
+    integrated = "integrated"
+    ablation = "ablation"
+
+
+class _MapKind(str, Enum):
+    activation = "activation"
+    contribution = "contribution"
+    input = "input"
+
+
+class _MapSize(str, Enum):
+    grid = "grid"
+    image = "image"
+
+
+_Address = Annotated[str, typer.Option(envvar="WHENCE_ADDRESS", help="host:port of the service.")]
+_Token = Annotated[str | None, typer.Option(envvar="WHENCE_TOKEN", help="Bearer token.", show_default=False)]
+_Tls = Annotated[bool, typer.Option("--tls", help="Encrypt the connection.")]
+_Authorities = Annotated[
+    Path | None, typer.Option("--ca", envvar="WHENCE_CA", help="Authorities to trust (PEM); implies --tls.")
+]
+_Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait, retries included.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+_LOCAL = "localhost:9000"
+
+
+@app.command()
+def explain(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    bank: Annotated[str, typer.Option(help="model/layer/name, or model/layer/name@digest.")],
+    target: Annotated[str | None, typer.Option(help="Class to explain, by index or name [default: predicted].")] = None,
+    top_k: Annotated[int, typer.Option(help="How many concepts to list.")] = 10,
+    order: Annotated[_Order, typer.Option(help="What makes a concept first.")] = _Order.contribution,
+    estimator: Annotated[_Estimator, typer.Option(help="How contributions are computed.")] = _Estimator.gradient,
+    maps: Annotated[
+        list[_MapKind] | None,
+        typer.Option(help="Maps to fetch; may be repeated. Drawn by --save, printed by --json.", show_default=False),
+    ] = None,
+    map_size: Annotated[_MapSize, typer.Option(help="Size of the maps.")] = _MapSize.grid,
+    substitute: Annotated[
+        bool | None,
+        typer.Option("--substitute/--no-substitute", help="Run the head on the reconstruction.", show_default=False),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write a picture to this file.", show_default=False)] = None,
+    address: _Address = _LOCAL,
+    token: _Token = None,
+    tls: _Tls = False,
+    ca: _Authorities = None,
+    timeout: _Timeout = 30.0,
+    json: _Json = False,
+) -> None:
+    """Explain one image."""
+    kinds = [kind.value for kind in maps or ()] or (["activation"] if save else [])
+    with _client(address, token, tls, ca, timeout) as client:
+        explanation = client.explain(
+            image,
+            bank=bank,
+            target=int(target) if target is not None and target.isdecimal() else target,
+            top_k=top_k,
+            order=cast(Order, order.value),
+            estimator=cast(Estimator, estimator.value),
+            maps=cast("list[MapKind]", kinds),
+            map_size=cast(MapSize, map_size.value),
+            substitute=substitute,
+        )
+    if save is not None:
+        _write(lambda: explanation.save(save), save)
+    if json:
+        typer.echo(_json.dumps(explanation))
+    else:
+        _print_explanation(explanation)
+
+
+@app.command()
+def models(
+    address: _Address = _LOCAL,
+    token: _Token = None,
+    tls: _Tls = False,
+    ca: _Authorities = None,
+    timeout: _Timeout = 30.0,
+    json: _Json = False,
+) -> None:
+    """List the models that the service explains."""
+    with _client(address, token, tls, ca, timeout) as client:
+        records = client.models()
+    if json:
+        typer.echo(_json.dumps(records))
+        return
+    _print_table(
+        ("model", "architecture", "input", "classes", "digest"),
+        [
+            (
+                record.name,
+                record.architecture,
+                f"{record.input_height}×{record.input_width}",
+                len(record.class_names),
+                record.digest[:12],
+            )
+            for record in records
+        ],
+    )
+
+
+@app.command()
+def banks(
+    model: Annotated[str | None, typer.Option(help="Only banks of this model.", show_default=False)] = None,
+    address: _Address = _LOCAL,
+    token: _Token = None,
+    tls: _Tls = False,
+    ca: _Authorities = None,
+    timeout: _Timeout = 30.0,
+    json: _Json = False,
+) -> None:
+    """List the banks that the service holds."""
+    with _client(address, token, tls, ca, timeout) as client:
+        records = client.banks(model)
+    if json:
+        typer.echo(_json.dumps(records))
+        return
+    _print_table(
+        ("bank", "kind", "concepts", "created", "digest"),
+        [
+            (record.reference, record.kind, record.concept_count, record.created, record.digest[:12])
+            for record in records
+        ],
+    )
+
+
+@app.command()
+def concept(
+    bank: Annotated[str, typer.Argument(help="model/layer/name, or model/layer/name@digest.")],
+    concept_id: Annotated[int, typer.Argument(help="Id of the concept.", metavar="ID")],
+    save: Annotated[
+        Path | None, typer.Option(help="Write the exemplars into this folder, as WebP.", show_default=False)
+    ] = None,
+    address: _Address = _LOCAL,
+    token: _Token = None,
+    tls: _Tls = False,
+    ca: _Authorities = None,
+    timeout: _Timeout = 30.0,
+    json: _Json = False,
+) -> None:
+    """Show one concept of a bank: statistics and exemplars."""
+    with _client(address, token, tls, ca, timeout) as client:
+        record = client.concept(bank, concept_id)
+    if save is not None:
+        _write(lambda: _save_exemplars(record, save), save)
+    if json:
+        typer.echo(_json.dumps(record))
+        return
+    _say(f"{record.label or 'concept'} #{record.id} of {record.bank}@{record.bank_digest[:12]}")
+    if record.class_index is not None:
+        _say(f"class {record.class_name or record.class_index}")
+    _print_table(("statistic", "value"), [(name, f"{value:.4g}") for name, value in sorted(record.statistics.items())])
+    _print_table(("exemplar", "activation"), [(item.source, f"{item.activation:.4g}") for item in record.exemplars])
+
+
+def _client(address: str, token: str | None, tls: bool, ca: Path | None, timeout_s: float) -> Client:
+    return Client(address, token=token, tls=TLS(authorities=ca) if ca else tls, timeout_s=timeout_s)
+
+
+def _write(action: Any, path: Path) -> None:
+    """Do something that writes a file; what the system refuses is the caller's to mend."""
+    try:
+        action()
+    except OSError as exc:
+        raise InvalidArgument(f"Cannot write {path}: {exc.strerror or exc}.", reason="UNWRITABLE_FILE") from exc
+
+
+def _save_exemplars(record: Concept, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, exemplar in enumerate(record.exemplars):
+        (folder / f"{record.id}-{place:03d}.webp").write_bytes(exemplar.picture)
+
+
+def _print_explanation(explanation: Explanation) -> None:
+    for score in explanation.predictions:
+        _say(f"{score.probability:7.1%}  {score.name or score.index}")
+    target = explanation.target
+    rows: list[tuple[object, ...]] = [
+        (item.label, item.id, f"{item.activation:.4g}", f"{item.contribution:+.4g}", f"{item.share:+.1%}")
+        for item in explanation.concepts
+    ]
+    rows.append(("all other concepts", "", "", f"{explanation.unlisted:+.4g}", ""))
+    if explanation.unexplained is not None:
+        rows.append(("unexplained", "", "", f"{explanation.unexplained:+.4g}", ""))
+    _print_table(
+        ("concept", "id", "activation", "contribution", "share"),
+        rows,
+        title=f"why {target.name or target.index} (logit {target.logit:.4g}), by {bank_version(explanation)}",
+    )
+    for line in report_lines(explanation.faithfulness):
+        _say(line)
+
+
+def _print_table(heads: tuple[str, ...], rows: list[tuple[Any, ...]], title: str = "") -> None:
+    """A table; cells are plain text, whatever brackets a label may hold."""
+    table = Table(title=Text(title) if title else None, title_justify="left")
+    for place, head in enumerate(heads):
+        numeric = all(_is_number(row[place]) for row in rows)
+        table.add_column(head, justify="right" if numeric and rows else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console().print(table)
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int) or str(cell)[:1] in ("", "+", "-", *"0123456789")
+
+
+def _say(line: str) -> None:
+    Console().print(Text(line), soft_wrap=True)

@@ -1,0 +1,225 @@
+"""What comes back for one image: plain, frozen records with numpy maps. They mirror the wire contract."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whence._errors import MissingExtra
+
+if TYPE_CHECKING:
+    from whence._images import Source
+
+Order = Literal["contribution", "activation"]
+Estimator = Literal["gradient", "integrated", "ablation"]
+MapKind = Literal["activation", "contribution", "input"]
+MapSize = Literal["grid", "image"]
+Exactness = Literal["exact", "first_order"]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels of the caller's image, after EXIF orientation."""
+
+    left: float
+    """Inside, as is ``top``."""
+    top: float
+    right: float
+    """Outside, as is ``bottom``."""
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class of the model, and what the model thinks of it."""
+
+    index: int
+    name: str
+    logit: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConceptMap:
+    """Where a concept is."""
+
+    values: NDArray[np.float32]
+    """``[height, width]``, read-only; spans the explanation's ``view``."""
+    class_token: float | None = None
+    """For token models: the value at the class token, which has no place in the image."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ConceptMap):
+            return NotImplemented
+        return self.class_token == other.class_token and np.array_equal(self.values, other.values)
+
+    __hash__ = None  # type: ignore[assignment]  # arrays have no hash
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptScore:
+    """One concept's part in the prediction."""
+
+    id: int
+    label: str
+    """Empty where the concept has no label."""
+    activation: float
+    """Sum of the concept's code over positions."""
+    peak: float
+    """Largest code over positions."""
+    contribution: float
+    """To the target's logit, in logits."""
+    share: float
+    """Contribution / (Σ |contribution| over all concepts + |unexplained|), in [−1, 1]."""
+    maps: Mapping[MapKind, ConceptMap] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The label, or the id where there is none."""
+        return self.label or f"concept {self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class FaithfulnessReport:
+    """How far the explanation can be trusted, measured on this image."""
+
+    completeness_residual: float
+    """Logit − constant − Σ contributions − unexplained, in logits."""
+    constant: float
+    """What the logit is with nothing at the layer; zero where the head has no such constant."""
+    exactness: Exactness
+    """Whether contributions, remainder and constant are the logit, or a first-order statement about this image."""
+    exactness_reason: str
+    relative_error: float | None = None
+    """‖a − â‖ / ‖a‖; None for banks that do not reconstruct, as are the next two."""
+    kl: float | None = None
+    """KL(softmax h(a) ‖ softmax h(â)), in nats."""
+    top1_agrees: bool | None = None
+    """Whether h(â) predicts the same class as h(a)."""
+    carried_share: float | None = None
+    """Share of ⟨G, a⟩ that the bank's components carry; None for banks that reconstruct."""
+    integration_error: float | None = None
+    """|Σ − difference| / |difference| of the integrated estimator; None for the others."""
+    code_tolerance: float | None = None
+    """Largest violation of the codes' optimality conditions, relative to the data; None but for NMF banks."""
+
+    def describe(self) -> str:
+        """The report in words, one statement a line."""
+        from whence._words import report_lines
+
+        return "\n".join(report_lines(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds that the service spent in each stage of answering."""
+
+    decode_ms: float
+    queue_ms: float
+    """Waiting for a replica."""
+    trunk_ms: float
+    head_ms: float
+    codes_ms: float
+    explain_ms: float
+    """Contributions, maps and report."""
+    encode_ms: float
+    """Writing maps and the answer."""
+    total_ms: float
+    batch_size: int
+    """Images that were computed together with this one, itself included."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Explanation:
+    """The answer for one image, one target class and one bank."""
+
+    request_id: str
+    model: str
+    model_digest: str
+    """sha256 of the weights, hexadecimal."""
+    bank: str
+    """``model/layer/name``."""
+    bank_digest: str
+    """sha256 of the bank's ``bank.json``, hexadecimal."""
+    predictions: tuple[ClassScore, ...]
+    """The most probable classes, best first."""
+    target: ClassScore
+    """The class that is explained."""
+    concepts: tuple[ConceptScore, ...]
+    """The listed concepts, in the requested order."""
+    unexplained: float | None
+    """Contribution of what the bank does not represent, in logits; None for banks that do not reconstruct."""
+    contributions_total: float
+    """Sum of the contributions of all the bank's concepts, listed or not, in logits."""
+    faithfulness: FaithfulnessReport
+    timings: Timings
+    view: Box
+    """The part of the caller's image that the model saw; maps span it."""
+    runtime: str
+    """What computed this, e.g. ``torch cpu float32``."""
+    estimator: Estimator
+    """How the contributions were computed."""
+    substitute: bool
+    """Whether the head ran on the bank's reconstruction in place of the activation."""
+    image: Source | None = field(default=None, compare=False)
+    """The image as it was sent, for pictures."""
+
+    @property
+    def unlisted(self) -> float:
+        """Contribution of all concepts that are not listed, in logits."""
+        return self.contributions_total - sum(concept.contribution for concept in self.concepts)
+
+    def save(
+        self, path: str | os.PathLike[str], *, kind: MapKind | None = None, max_overlays: int = 6, dpi: int = 150
+    ) -> None:
+        """Draw one picture: the image, its top concepts as overlays, contribution bars, and the report in words.
+
+        Parameters
+        ----------
+        path
+            Where to write; the suffix chooses the format (``.png``, ``.jpg``, ``.pdf``, ``.svg``, …).
+        kind
+            Which maps to lay over the image. Default: the first kind that the explanation has.
+        max_overlays
+            How many concepts to show on the image.
+        dpi
+            Pixels per inch; the picture is about 13 inches wide.
+
+        Raises
+        ------
+        MissingExtra
+            If matplotlib or Pillow is not installed.
+        InvalidArgument
+            If the suffix is no picture format, the explanation has no maps of this kind, or it keeps no image.
+        OSError
+            If the file cannot be written.
+        """
+        from whence._picture import save
+
+        save(self, path, kind=kind, max_overlays=max_overlays, dpi=dpi)
+
+    def __repr__(self) -> str:
+        from whence._words import one_line
+
+        return one_line(self)
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture, for notebooks; None without the extra or without an image."""
+        if self.image is None:
+            return None
+        try:
+            from whence._picture import png
+        except MissingExtra:
+            return None
+        return png(self, kind=None, max_overlays=6, dpi=80)
+
+    def _repr_html_(self) -> str:
+        """The picture and a table, for notebooks."""
+        from whence._html import render
+
+        return render(self, self._repr_png_())

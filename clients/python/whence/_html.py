@@ -1,0 +1,44 @@
+"""An explanation as a piece of HTML, for notebooks."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from html import escape
+from typing import TYPE_CHECKING
+
+from whence._words import bank_version, report_lines
+
+if TYPE_CHECKING:
+    from whence._explanation import Explanation
+
+
+def render(explanation: Explanation, picture: bytes | None) -> str:
+    """The picture (PNG bytes, if any), the concepts as a table, and the report."""
+    target = explanation.target
+    rows = [
+        (
+            concept.name,
+            str(concept.id),
+            f"{concept.activation:.4g}",
+            f"{concept.contribution:+.4g}",
+            f"{concept.share:+.1%}",
+        )
+        for concept in explanation.concepts
+    ]
+    rows.append(("not listed", "", "", f"{explanation.unlisted:+.4g}", ""))
+    if explanation.unexplained is not None:
+        rows.append(("unexplained", "", "", f"{explanation.unexplained:+.4g}", ""))
+    head = _row("th", ("concept", "id", "activation", "contribution", "share"))
+    body = "".join(_row("td", row) for row in rows)
+    image = f'<img alt="explanation" src="data:image/png;base64,{b64encode(picture).decode()}">' if picture else ""
+    report = "".join(f"<li>{escape(line)}</li>" for line in report_lines(explanation.faithfulness))
+    return (
+        f"<div><p><b>{escape(target.name or str(target.index))}</b> (p = {target.probability:.3f}), "
+        f"{escape(bank_version(explanation))}</p>{image}"
+        f"<details{'' if picture else ' open'}><summary>{len(explanation.concepts)} concepts</summary>"
+        f"<table><thead>{head}</thead><tbody>{body}</tbody></table></details><ul>{report}</ul></div>"
+    )
+
+
+def _row(tag: str, cells: tuple[str, ...]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

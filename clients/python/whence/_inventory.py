@@ -1,0 +1,89 @@
+"""What a service holds: models, banks and concepts, as plain, frozen records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from whence._explanation import Box
+
+BankKind = Literal["sae", "nmf", "contrast", "subspace", "unknown"]
+"""``unknown``: a kind that this version of the SDK has not heard of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A frozen image classifier."""
+
+    name: str
+    digest: str
+    """sha256 of the weights, hexadecimal."""
+    architecture: str
+    """E.g. ``torchvision:resnet50``."""
+    class_names: tuple[str, ...]
+    input_height: int
+    """In pixels, as is the width."""
+    input_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """Concepts for one model and layer."""
+
+    reference: str
+    """``model/layer/name``."""
+    digest: str
+    """sha256 of ``bank.json``, hexadecimal."""
+    kind: BankKind
+    model: str
+    layer: str
+    name: str
+    concept_count: int
+    channels: int
+    """Width of the layer."""
+    weights_digest: str
+    """sha256 of the weights that the bank was trained on, hexadecimal."""
+    created: str
+    """RFC 3339."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """On held-out images, by name."""
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    """The full training configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """A stored crop that excites a concept most."""
+
+    picture: bytes = field(repr=False)
+    """A WebP file."""
+    source: str
+    """Key of the image that it was cut from."""
+    box: Box
+    """Where in that image."""
+    activation: float
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, bytes]:
+        """The crop, for notebooks."""
+        return {"image/webp": self.picture}
+
+
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """One element of a bank."""
+
+    id: int
+    label: str
+    """Empty where the concept has no label."""
+    class_index: int | None
+    """The class that the concept belongs to, where the bank holds concepts per class."""
+    class_name: str
+    statistics: Mapping[str, float]
+    """By name: importance, prevalence, reliability, …"""
+    exemplars: tuple[Exemplar, ...]
+    parent: int | None
+    """Id of the concept that this one is a part of."""
+    bank: str
+    """``model/layer/name`` of the bank that this is from."""
+    bank_digest: str

@@ -1,0 +1,272 @@
+"""One picture of an explanation: the image, its concepts on it, contribution bars, and the report in words.
+
+Everything is drawn on a figure of its own, without pyplot, so that nothing global changes and threads may draw at once.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whence._errors import InvalidArgument, missing_extra
+from whence._explanation import Box, ConceptScore, Explanation, MapKind
+from whence._overlays import place
+from whence._words import bank_version, report_lines
+
+try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    from PIL import Image
+except ImportError as exc:
+    raise missing_extra("pictures", exc.name or "matplotlib") from exc
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
+
+_IMAGE_INCHES, _OVERLAY_INCHES, _BARS_INCHES = 3.25, 5.75, 4.0
+"""Widths of the picture's columns."""
+_WIDTH_INCHES = _IMAGE_INCHES + _OVERLAY_INCHES + _BARS_INCHES
+_OVERLAY_COLUMNS = 3
+_BAR_INCHES, _LINE_INCHES = 0.27, 0.19
+"""Heights of a bar and of a line of text."""
+_TEXT_WIDTH = 150
+_POSITIVE, _NEGATIVE, _REST = "#c8442d", "#2f6fb5", "#8a8a8a"
+_SHORTEST_SIDE, _LONGEST_SIDE = 240, 900
+"""Pixels that an image is drawn with, at least and at most."""
+_STRONGEST_ALPHA = 0.75
+_TINTS: dict[MapKind, str] = {"activation": "#ff2bd6", "contribution": _POSITIVE, "input": _POSITIVE}
+"""Colour of positive values: those with a sign take the bars' colours; magenta is rare in photos."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Canvas:
+    """The image at the size it is drawn with."""
+
+    pixels: NDArray[np.uint8]
+    view: Box
+    """The model's view, in pixels of this canvas."""
+
+    @property
+    def ratio(self) -> float:
+        """Height over width."""
+        height, width = self.pixels.shape[:2]
+        return float(height / width)
+
+    def sees_all(self) -> bool:
+        """Whether the model saw the entire image, to half a pixel."""
+        height, width = self.pixels.shape[:2]
+        view = self.view
+        return view.left <= 0.5 and view.top <= 0.5 and view.right >= width - 0.5 and view.bottom >= height - 0.5
+
+
+def save(explanation: Explanation, path: str | os.PathLike[str], **options: Any) -> None:
+    """Draw into a file; the whole of it or nothing. Options are those of `render`."""
+    target = Path(path)
+    kind = target.suffix.lstrip(".").lower() or "png"
+    if kind not in FigureCanvasAgg.get_supported_filetypes():
+        choices = ", ".join(sorted(FigureCanvasAgg.get_supported_filetypes()))
+        raise InvalidArgument(f"Pictures cannot be written as .{kind}: use one of {choices}.")
+    target.write_bytes(render(explanation, file_type=kind, **options))
+
+
+def png(explanation: Explanation, **options: Any) -> bytes:
+    """The picture as the bytes of a PNG file. Options are those of `render`."""
+    return render(explanation, file_type="png", **options)
+
+
+def render(
+    explanation: Explanation, *, file_type: str, kind: MapKind | None, max_overlays: int, dpi: int
+) -> bytes:
+    """Draw an explanation.
+
+    Parameters
+    ----------
+    file_type
+        What matplotlib calls the format, e.g. ``"png"``.
+    kind
+        Which maps to lay over the image; None for the first kind that there is.
+    max_overlays
+        How many concepts to show on the image.
+    dpi
+        Pixels per inch.
+
+    Returns
+    -------
+    The bytes of the file.
+    """
+    if explanation.image is None:
+        raise InvalidArgument("This explanation keeps no image, so there is nothing to draw on.", reason="NO_IMAGE")
+    chosen, concepts = _with_maps(explanation, kind)
+    concepts = concepts[:max_overlays]
+    canvas = _canvas(explanation.image.pixels(), explanation.view)
+    report = [line for text in report_lines(explanation.faithfulness) for line in textwrap.wrap(text, _TEXT_WIDTH)]
+
+    bars = _bars(explanation)
+    rows = math.ceil(len(concepts) / _OVERLAY_COLUMNS)
+    height_over_width = min(max(canvas.ratio, 0.4), 1.6)
+    body_inches = max(
+        rows * (_OVERLAY_INCHES / _OVERLAY_COLUMNS * height_over_width + 0.35) + 0.3,
+        _BAR_INCHES * len(bars) + 0.8,
+        _IMAGE_INCHES * height_over_width + 0.5,
+    )
+    text_inches = _LINE_INCHES * (len(report) + 2)
+    widths = [_IMAGE_INCHES, _OVERLAY_INCHES, _BARS_INCHES] if concepts else [_IMAGE_INCHES, _BARS_INCHES]
+
+    figure = Figure(figsize=(_WIDTH_INCHES, body_inches + text_inches), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    body, footer = figure.subfigures(2, 1, height_ratios=(body_inches, text_inches), squeeze=False).flat
+    parts = body.subfigures(1, len(widths), width_ratios=widths, squeeze=False).flat
+    _draw_image(parts[0].subplots(), canvas, explanation)
+    if chosen is not None and concepts:
+        _draw_overlays(parts[1], canvas, concepts, chosen, rows)
+    _draw_bars(parts[len(widths) - 1].subplots(), bars, explanation)
+    _draw_report(footer, report, explanation)
+    file = io.BytesIO()
+    figure.savefig(file, format=file_type, dpi=dpi, facecolor="white")
+    return file.getvalue()
+
+
+def _with_maps(explanation: Explanation, kind: MapKind | None) -> tuple[MapKind | None, list[ConceptScore]]:
+    """The kind of map to draw, and the concepts that have one; no kind if the explanation has no maps at all."""
+    kinds = {name: None for concept in explanation.concepts for name in concept.maps}
+    if kind is not None and kind not in kinds:
+        has = ", ".join(kinds) or "none"
+        raise InvalidArgument(f"The explanation has no {kind} maps (it has {has}): ask for maps=({kind!r},).")
+    chosen = kind or next(iter(kinds), None)
+    return chosen, [concept for concept in explanation.concepts if chosen in concept.maps]
+
+
+def _canvas(pixels: NDArray[np.uint8], view: Box) -> _Canvas:
+    """The image, enlarged in whole steps where overlays would be coarse, reduced where nobody could see it."""
+    height, width = pixels.shape[:2]
+    steps = math.ceil(_SHORTEST_SIDE / min(height, width))
+    if steps > 1:
+        pixels = pixels.repeat(steps, axis=0).repeat(steps, axis=1)
+    if max(pixels.shape[:2]) > _LONGEST_SIDE:
+        factor = _LONGEST_SIDE / max(pixels.shape[:2])
+        size = (max(round(pixels.shape[1] * factor), 1), max(round(pixels.shape[0] * factor), 1))
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+    x, y = pixels.shape[1] / width, pixels.shape[0] / height
+    return _Canvas(pixels, Box(view.left * x, view.top * y, view.right * x, view.bottom * y))
+
+
+def _show(axes: Axes, canvas: _Canvas, title: str) -> None:
+    height, width = canvas.pixels.shape[:2]
+    # Pixel edges at whole numbers, as in Box; imshow's default puts centres there.
+    axes.imshow(canvas.pixels, extent=(0, width, height, 0), interpolation="antialiased", aspect="equal")
+    axes.set_title(title, fontsize=9, parse_math=False)
+    axes.set_axis_off()
+
+
+def _draw_image(axes: Axes, canvas: _Canvas, explanation: Explanation) -> None:
+    lines = [
+        f"{score.name or score.index}  {score.probability:.1%}" for score in explanation.predictions[:3]
+    ]
+    _show(axes, canvas, "\n".join(_short(line, 40) for line in lines))
+    if not canvas.sees_all():
+        view = canvas.view
+        corner, size = (view.left, view.top), (view.right - view.left, view.bottom - view.top)
+        for colour, style in (("black", "-"), ("white", "--")):
+            axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=1.2, linestyle=style))
+        axes.text(
+            view.left, view.bottom, " what the model saw", fontsize=7, color="white", va="bottom",
+            bbox={"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 1},
+        )
+
+
+def _draw_overlays(figure: SubFigure, canvas: _Canvas, concepts: list[ConceptScore], kind: MapKind, rows: int) -> None:
+    grid = figure.subplots(rows, _OVERLAY_COLUMNS, squeeze=False)
+    figure.suptitle(f"{kind} of the listed concepts, each scaled to its own peak", fontsize=9)
+    for axes, concept in zip(grid.flat, concepts, strict=False):
+        _show(axes, canvas, f"{_short(_named(concept), 26)}\n{_signed(concept.contribution)} logits")
+        _lay_over(axes, canvas, concept.maps[kind].values, kind)
+    for axes in grid.flat[len(concepts) :]:
+        axes.set_axis_off()
+
+
+def _lay_over(axes: Axes, canvas: _Canvas, values: NDArray[np.float32], kind: MapKind) -> None:
+    """Tint the image as strongly as the map is, and outline half of its peak."""
+    height, width = canvas.pixels.shape[:2]
+    placed = np.nan_to_num(place(values, canvas.view, height, width))
+    peak = float(np.abs(placed).max())
+    if peak == 0:
+        return
+    strength = placed / peak
+    tint = np.empty((height, width, 4), np.float32)
+    tint[..., :3] = np.where(strength[..., None] < 0, to_rgb(_NEGATIVE), to_rgb(_TINTS[kind]))
+    tint[..., 3] = _STRONGEST_ALPHA * np.abs(strength)
+    axes.imshow(tint, extent=(0, width, height, 0), interpolation="antialiased", aspect="equal")
+    levels = [level for level in (-0.5, 0.5) if strength.min() < level < strength.max()]
+    if levels:
+        centres = np.arange(width) + 0.5, np.arange(height) + 0.5
+        for colour, line in (("black", 1.8), ("white", 0.9)):  # to be seen on any image
+            axes.contour(*centres, strength, levels=levels, colors=colour, linewidths=line, linestyles="solid")
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+
+
+def _bars(explanation: Explanation) -> list[tuple[str, float, str]]:
+    """Name, logits and colour of each bar; together they are the logit, as far as the report says."""
+    bars = [
+        (_named(concept), concept.contribution, _POSITIVE if concept.contribution >= 0 else _NEGATIVE)
+        for concept in explanation.concepts
+    ]
+    bars.append(("all other concepts", explanation.unlisted, _REST))
+    if explanation.unexplained is not None:
+        bars.append(("unexplained", explanation.unexplained, _REST))
+    if explanation.faithfulness.constant != 0:
+        bars.append(("constant", explanation.faithfulness.constant, _REST))
+    return bars
+
+
+def _draw_bars(axes: Axes, bars: list[tuple[str, float, str]], explanation: Explanation) -> None:
+    target = explanation.target
+    places = np.arange(len(bars))
+    values = [value for _, value, _ in bars]
+    drawn = axes.barh(places, values, color=[colour for _, _, colour in bars], height=0.7)
+    axes.bar_label(drawn, labels=[_signed(value) for value in values], padding=3, fontsize=8)
+    axes.set_yticks(places, [_short(name, 28) for name, _, _ in bars], fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.margins(x=0.25)  # room for the figures at the ends
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_xlabel("contribution, in logits", fontsize=8)
+    axes.set_title(
+        f"why {_short(target.name or str(target.index), 30)} (logit {target.logit:.3g})", fontsize=9, parse_math=False
+    )
+
+
+def _draw_report(figure: SubFigure, lines: list[str], explanation: Explanation) -> None:
+    substitute = ", on the reconstruction" if explanation.substitute else ""
+    head = f"{bank_version(explanation)}, {explanation.estimator} estimator{substitute}, {explanation.runtime}"
+    figure.text(0.01, 0.98, "\n".join([head, *lines]), fontsize=9, va="top", linespacing=1.35, parse_math=False)
+
+
+def _named(concept: ConceptScore) -> str:
+    return f"{concept.label} (#{concept.id})" if concept.label else f"concept {concept.id}"
+
+
+def _signed(logits: float) -> str:
+    return f"{logits:+.3g}".replace("-", "−")  # as on the axis
+
+
+def _short(text: str, characters: int) -> str:
+    """A text on one line, cut in the middle so that an id at its end stays."""
+    text = " ".join(text.split())
+    if len(text) <= characters:
+        return text
+    tail = characters // 3
+    return f"{text[: characters - tail - 1]}…{text[-tail:]}"

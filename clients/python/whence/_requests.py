@@ -1,0 +1,145 @@
+"""What callers ask for, made into messages of the wire contract."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from whence._errors import InvalidArgument
+from whence._explanation import Estimator, MapKind, MapSize, Order
+from whence._images import Source
+from whence.v1 import explanation_pb2
+from whence.v1 import explanation_service_pb2 as service_pb2
+
+T = TypeVar("T")
+
+ORDERS: dict[str, explanation_pb2.Order] = {
+    "contribution": explanation_pb2.ORDER_CONTRIBUTION,
+    "activation": explanation_pb2.ORDER_ACTIVATION,
+}
+ESTIMATORS: dict[str, explanation_pb2.Estimator] = {
+    "gradient": explanation_pb2.ESTIMATOR_GRADIENT,
+    "integrated": explanation_pb2.ESTIMATOR_INTEGRATED,
+    "ablation": explanation_pb2.ESTIMATOR_ABLATION,
+}
+MAP_KINDS: dict[str, explanation_pb2.MapKind] = {
+    "activation": explanation_pb2.MAP_KIND_ACTIVATION,
+    "contribution": explanation_pb2.MAP_KIND_CONTRIBUTION,
+    "input": explanation_pb2.MAP_KIND_INPUT,
+}
+MAP_SIZES: dict[str, explanation_pb2.MapSize] = {
+    "grid": explanation_pb2.MAP_SIZE_GRID,
+    "image": explanation_pb2.MAP_SIZE_IMAGE,
+}
+
+_LARGEST_UINT32 = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask about an image: everything in a request but the image, its id and its deadline."""
+
+    bank: str
+    target: explanation_pb2.Target | None
+    options: explanation_pb2.ExplainOptions
+
+    def request(self, source: Source, request_id: str, remaining_s: float) -> service_pb2.ExplainRequest:
+        """The request about one image."""
+        return service_pb2.ExplainRequest(
+            request_id=request_id,
+            image=source.message,
+            bank=self.bank,
+            target=self.target,
+            options=self.options,
+            deadline=duration(remaining_s),
+        )
+
+
+def question(
+    *,
+    bank: str,
+    target: int | str | None,
+    top_k: int,
+    order: Order,
+    estimator: Estimator,
+    maps: Sequence[MapKind],
+    map_size: MapSize,
+    substitute: bool | None,
+) -> Question:
+    """Check a caller's options.
+
+    Raises
+    ------
+    InvalidArgument
+        If an option cannot be valid for any bank or model; the message names the choices.
+    """
+    if isinstance(maps, str):
+        raise InvalidArgument(f"maps is a sequence of kinds: maps=({maps!r},).")
+    options = explanation_pb2.ExplainOptions(
+        top_k=uint32("top_k", top_k),
+        order=_choice("order", ORDERS, order),
+        estimator=_choice("estimator", ESTIMATORS, estimator),
+        maps=[_choice("maps", MAP_KINDS, kind) for kind in dict.fromkeys(maps)],
+        map_size=_choice("map_size", MAP_SIZES, map_size),
+        map_encoding=explanation_pb2.MAP_ENCODING_FLOAT16,
+        substitute=substitute,
+    )
+    return Question(reference(bank), _target(target), options)
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return uuid.uuid4().hex
+
+
+def reference(bank: str) -> str:
+    """Check that this can name a bank."""
+    if not isinstance(bank, str) or not bank.strip():
+        raise InvalidArgument("bank names one bank: model/layer/name, or model/layer/name@digest.")
+    return bank
+
+
+def uint32(name: str, value: int) -> int:
+    """Check that this is a whole number that the wire can carry."""
+    try:
+        whole = operator.index(value)  # takes numpy's integers too
+    except TypeError:
+        raise InvalidArgument(f"{name} is a whole number, not {value!r}.") from None
+    if not 0 <= whole <= _LARGEST_UINT32:
+        raise InvalidArgument(f"{name} must be between 0 and {_LARGEST_UINT32}, not {whole}.")
+    return whole
+
+
+def timeout(value: float) -> float:
+    """Check that this is a time to wait, in seconds."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise InvalidArgument(f"timeout_s is a positive number of seconds, not {value!r}.")
+    return float(value)
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as the wire carries them."""
+    nanos = round(seconds * 1e9)
+    return Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
+
+
+def _target(target: int | str | None) -> explanation_pb2.Target | None:
+    if target is None:
+        return None
+    if isinstance(target, str):
+        return explanation_pb2.Target(name=target)
+    return explanation_pb2.Target(index=uint32("target", target))
+
+
+def _choice(name: str, table: Mapping[str, T], value: object) -> T:
+    if not isinstance(value, str) or value not in table:
+        choices = ", ".join(map(repr, table))
+        raise InvalidArgument(f"{name} must be one of {choices}; not {value!r}.")
+    return table[value]

@@ -1,0 +1,60 @@
+"""Explanations and their reports in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from whence._explanation import Explanation, FaithfulnessReport
+
+_DIGEST_CHARACTERS = 12
+
+
+def one_line(explanation: Explanation) -> str:
+    """What an explanation says, in a line."""
+    shown = explanation.concepts[:3]
+    parts = [f"{concept.name} {concept.contribution:+.3g}" for concept in shown]
+    if len(explanation.concepts) > len(shown):
+        parts.append("…")
+    target = explanation.target
+    return (
+        f"Explanation({target.name or target.index}, p={target.probability:.3f}, logit={target.logit:.3g}; "
+        f"{len(explanation.concepts)} concepts of {bank_version(explanation)}: {', '.join(parts) or 'none'})"
+    )
+
+
+def bank_version(explanation: Explanation) -> str:
+    """The bank, and the beginning of its digest."""
+    return f"{explanation.bank}@{explanation.bank_digest[:_DIGEST_CHARACTERS]}"
+
+
+def report_lines(report: FaithfulnessReport) -> list[str]:
+    """A faithfulness report, one statement a line."""
+    return list(_statements(report))
+
+
+def _statements(report: FaithfulnessReport) -> Iterator[str]:
+    if report.exactness == "exact":
+        claim = "Exact: contributions, remainder and constant are the logit"
+    else:
+        claim = "First order: contributions say how the logit changes near this image"
+    yield f"{claim} ({report.exactness_reason})." if report.exactness_reason else f"{claim}."
+    yield (
+        f"Left over after adding everything up: {report.completeness_residual:+.2g} logits "
+        f"(constant {report.constant:+.3g})."
+    )
+    if report.relative_error is not None:
+        yield f"The bank misses {report.relative_error:.1%} of the activation."
+    if report.top1_agrees is not None:
+        kl = "" if report.kl is None else f" (KL {report.kl:.2g} nats)"
+        verb = "predicts the same class" if report.top1_agrees else "predicts another class"
+        yield f"From the bank's reconstruction alone the model {verb}{kl}."
+    elif report.kl is not None:
+        yield f"The reconstruction moves the prediction by KL {report.kl:.2g} nats."
+    if report.carried_share is not None:
+        yield f"The bank's components carry {report.carried_share:.1%} of the logit's first-order part."
+    if report.integration_error is not None:
+        yield f"Integration error: {report.integration_error:.2%}."
+    if report.code_tolerance is not None:
+        yield f"The codes are optimal to {report.code_tolerance:.1g}."

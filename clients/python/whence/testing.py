@@ -1,0 +1,355 @@
+"""A Whence service for the tests of programs that use one: real gRPC on a free port of this machine, canned answers.
+
+>>> import numpy as np, whence
+>>> from whence.testing import FakeServer
+>>> with FakeServer() as server, whence.Client(server.address) as client:
+...     explanation = client.explain(np.zeros((32, 32, 3), np.uint8), bank="any/layer/bank")
+...     server.fail_next(whence.NotFound("no such bank", reason="UNKNOWN_BANK"))
+...     try:
+...         client.explain(np.zeros((32, 32, 3), np.uint8), bank="any/layer/other")
+...     except whence.NotFound as error:
+...         print(explanation.target.name, error.reason)
+tabby UNKNOWN_BANK
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from whence import _answers, _fake_answers, _requests, _status
+from whence._errors import NotFound, WhenceError
+from whence._explanation import (
+    Box,
+    ClassScore,
+    ConceptMap,
+    ConceptScore,
+    Explanation,
+    FaithfulnessReport,
+    Timings,
+)
+from whence._inventory import Bank, Concept, Model
+from whence.v1 import explanation_pb2
+from whence.v1 import explanation_service_pb2 as service_pb2
+from whence.v1 import explanation_service_pb2_grpc as service_grpc
+
+__all__ = ["Call", "FakeServer", "make_explanation", "serve"]
+
+A = TypeVar("A", bound=Message)
+
+
+@contextmanager
+def serve(servicer: service_grpc.ExplanationServiceServicer, *, max_workers: int = 8) -> Iterator[str]:
+    """Serve any implementation of the contract on a free port; gives the address."""
+    server = grpc.server(
+        ThreadPoolExecutor(max_workers),
+        options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)],
+    )
+    service_grpc.add_ExplanationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    try:
+        yield f"localhost:{port}"
+    finally:
+        server.stop(grace=None).wait()
+
+
+def make_explanation(
+    *,
+    concept_count: int = 5,
+    grid: tuple[int, int] = (7, 7),
+    hot_cell: tuple[int, int] = (3, 3),
+    view: Box | None = None,
+    **changes: Any,
+) -> Explanation:
+    """An explanation that hangs together: maps sum to activations and contributions, and all adds up to the logit.
+
+    Parameters
+    ----------
+    concept_count
+        How many concepts to list.
+    grid
+        Height and width of the maps.
+    hot_cell
+        Row and column of the first concept's peak; the others' lie elsewhere.
+    view
+        The part of the image that the model saw, in pixels. Default: the first 224 × 224.
+    **changes
+        Fields of `Explanation` to set to something else.
+    """
+    concepts = tuple(_make_concept(index, grid, hot_cell) for index in range(concept_count))
+    listed = sum(concept.contribution for concept in concepts)
+    target = ClassScore(index=281, name="tabby", logit=listed + 1.5, probability=0.75)
+    explanation = Explanation(
+        request_id="",
+        model="fake",
+        model_digest="a" * 64,
+        bank="fake/layer/bank",
+        bank_digest="b" * 64,
+        predictions=(target, ClassScore(index=282, name="tiger cat", logit=target.logit - 1.5, probability=0.1875)),
+        target=target,
+        concepts=concepts,
+        unexplained=0.5,
+        contributions_total=listed + 0.75,
+        faithfulness=FaithfulnessReport(
+            completeness_residual=0.0,
+            constant=0.25,
+            exactness="exact",
+            exactness_reason="the head is affine after average pooling",
+            relative_error=0.25,
+            kl=0.0625,
+            top1_agrees=True,
+        ),
+        timings=Timings(
+            decode_ms=1, queue_ms=0, trunk_ms=5, head_ms=2, codes_ms=3, explain_ms=1, encode_ms=1, total_ms=13,
+            batch_size=1,
+        ),
+        view=view or Box(0, 0, 224, 224),
+        runtime="fake cpu float32",
+        estimator="gradient",
+        substitute=False,
+    )
+    return replace(explanation, **changes)
+
+
+def _make_concept(index: int, grid: tuple[int, int], hot_cell: tuple[int, int]) -> ConceptScore:
+    """A concept with one blob; its weight falls, and changes sign, with its index."""
+    rows, columns = np.indices(grid)
+    row, column = (hot_cell[0] + 2 * index) % grid[0], (hot_cell[1] + 3 * index) % grid[1]
+    blob = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 2.0).astype(np.float16).astype(np.float32)
+    weight = (-0.5) ** index * 0.5
+    return ConceptScore(
+        id=index * 7,
+        label=("pointed ear", "striped fur", "", "whiskers")[index % 4],
+        activation=float(blob.sum()),
+        peak=float(blob.max()),
+        contribution=float(blob.sum()) * weight,
+        share=weight,
+        maps={
+            "activation": ConceptMap(blob),
+            "contribution": ConceptMap((blob * weight).astype(np.float16).astype(np.float32)),
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, or one request of a stream, as the fake service saw it."""
+
+    method: str
+    """E.g. ``Explain``."""
+    request: Any
+    metadata: dict[str, str]
+    time_remaining_s: float | None
+    """Of the caller's gRPC deadline, in seconds."""
+
+
+class FakeServer:
+    """A service with canned answers that remembers what it was asked; a context manager.
+
+    Parameters
+    ----------
+    explain
+        Makes the answer to an `ExplainRequest`; may raise a `WhenceError`, which travels to the caller as the service
+        would send it. Default: `make_explanation`.
+    models, banks, concepts
+        What the service holds.
+    shuffle
+        Answer the requests of a stream in groups, each backwards.
+    """
+
+    def __init__(
+        self,
+        explain: Callable[[service_pb2.ExplainRequest], Explanation] | None = None,
+        *,
+        models: Sequence[Model] = (),
+        banks: Sequence[Bank] = (),
+        concepts: Sequence[Concept] = (),
+        shuffle: bool = False,
+    ) -> None:
+        self.address = ""
+        """``host:port``, once started."""
+        self.calls: list[Call] = []
+        """All that was asked, oldest first."""
+        self.models = {model.name: model for model in models}
+        self.banks = {bank.reference: bank for bank in banks}
+        self.concepts = {(concept.bank, concept.id): concept for concept in concepts}
+        self.explain = explain or (lambda request: make_explanation())
+        self.shuffle = shuffle
+        self._failures: deque[WhenceError] = deque()
+        self._lock = threading.Lock()
+        self._serving = serve(_Servicer(self))
+
+    def __enter__(self) -> FakeServer:
+        self.address = self._serving.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._serving.__exit__(kind, error, trace)
+
+    def fail_next(self, error: WhenceError, *, times: int = 1) -> None:
+        """Answer the next calls, or requests of a stream, with a failure."""
+        with self._lock:
+            self._failures.extend([error] * times)
+
+    def note(self, call: Call) -> None:
+        """Remember a call, and raise the failure that is due."""
+        with self._lock:
+            self.calls.append(call)
+            failure = self._failures.popleft() if self._failures else None
+        if failure is not None:
+            raise failure
+
+
+class _Servicer(service_grpc.ExplanationServiceServicer):
+    """The contract, answered by a fake."""
+
+    # ruff: noqa: N802  (the contract names the methods)
+
+    def __init__(self, fake: FakeServer) -> None:
+        self._fake = fake
+
+    def Explain(
+        self, request: service_pb2.ExplainRequest, context: grpc.ServicerContext
+    ) -> service_pb2.ExplainResponse:
+        def answer() -> service_pb2.ExplainResponse:
+            return service_pb2.ExplainResponse(request_id=request.request_id, explanation=self._explanation(request))
+
+        return self._answer("Explain", request, context, answer)
+
+    def ExplainStream(
+        self, request_iterator: Iterator[service_pb2.ExplainStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[service_pb2.ExplainStreamResponse]:
+        for group in _groups(request_iterator, wait_s=0.02 if self._fake.shuffle else 0.0):
+            for message in reversed(group) if self._fake.shuffle else group:
+                request = message.request
+                answer = service_pb2.ExplainStreamResponse(request_id=request.request_id)
+                try:
+                    self._fake.note(_call("ExplainStream", request, context))
+                    answer.explanation.CopyFrom(self._explanation(request))
+                except WhenceError as error:
+                    answer.error.CopyFrom(_failure(error))
+                yield answer
+
+    def ListModels(
+        self, request: service_pb2.ListModelsRequest, context: grpc.ServicerContext
+    ) -> service_pb2.ListModelsResponse:
+        def answer() -> service_pb2.ListModelsResponse:
+            return service_pb2.ListModelsResponse(models=map(_fake_answers.model, self._fake.models.values()))
+
+        return self._answer("ListModels", request, context, answer)
+
+    def ListBanks(
+        self, request: service_pb2.ListBanksRequest, context: grpc.ServicerContext
+    ) -> service_pb2.ListBanksResponse:
+        def answer() -> service_pb2.ListBanksResponse:
+            banks = [bank for bank in self._fake.banks.values() if request.model in ("", bank.model)]
+            return service_pb2.ListBanksResponse(banks=map(_fake_answers.bank, banks))
+
+        return self._answer("ListBanks", request, context, answer)
+
+    def GetBank(
+        self, request: service_pb2.GetBankRequest, context: grpc.ServicerContext
+    ) -> service_pb2.GetBankResponse:
+        def answer() -> service_pb2.GetBankResponse:
+            bank = self._fake.banks.get(request.bank.partition("@")[0])
+            if bank is None:
+                raise NotFound(f"There is no bank {request.bank}.", reason="UNKNOWN_BANK")
+            return service_pb2.GetBankResponse(bank=_fake_answers.bank(bank))
+
+        return self._answer("GetBank", request, context, answer)
+
+    def GetConcept(
+        self, request: service_pb2.GetConceptRequest, context: grpc.ServicerContext
+    ) -> service_pb2.GetConceptResponse:
+        def answer() -> service_pb2.GetConceptResponse:
+            concept = self._fake.concepts.get((request.bank.partition("@")[0], request.concept_id))
+            if concept is None:
+                raise NotFound(f"{request.bank} has no concept {request.concept_id}.", reason="UNKNOWN_CONCEPT")
+            limit = request.max_exemplars if request.HasField("max_exemplars") else None
+            return _fake_answers.concept(concept, limit)
+
+        return self._answer("GetConcept", request, context, answer)
+
+    def _explanation(self, request: service_pb2.ExplainRequest) -> explanation_pb2.Explanation:
+        """What the fake answers, with as many concepts and the kinds of maps that were asked for."""
+        record = self._fake.explain(request)
+        kinds = [_answers.MAP_KINDS[kind] for kind in request.options.maps]
+        return _fake_answers.explanation(replace(record, concepts=record.concepts[: request.options.top_k]), kinds)
+
+    def _answer(self, method: str, request: Any, context: grpc.ServicerContext, answer: Callable[[], A]) -> A:
+        try:
+            self._fake.note(_call(method, request, context))
+            return answer()
+        except WhenceError as error:
+            context.set_trailing_metadata(((_status.STATUS_DETAILS_KEY, _packed_status(error)),))
+            context.abort(grpc.StatusCode[error.code], error.message)
+
+
+def _call(method: str, request: Any, context: grpc.ServicerContext) -> Call:
+    metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+    return Call(method, request, metadata, context.time_remaining())
+
+
+def _groups(items: Iterator[A], wait_s: float) -> Iterator[list[A]]:
+    """All that has come by now, again and again; ``wait_s`` lets groups grow, in seconds."""
+    arrived: queue.SimpleQueue[A | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            for item in items:
+                arrived.put(item)
+        except grpc.RpcError:
+            pass  # the caller went away
+        finally:
+            arrived.put(None)
+
+    threading.Thread(target=listen, name="whence-fake", daemon=True).start()
+    while True:
+        group = [arrived.get()]
+        time.sleep(wait_s)
+        while not arrived.empty():
+            group.append(arrived.get())
+        yield [item for item in group if item is not None]
+        if None in group:
+            return
+
+
+def _failure(error: WhenceError) -> service_pb2.Failure:
+    """A failure as it travels within a stream."""
+    return service_pb2.Failure(
+        code=grpc.StatusCode[error.code].value[0],
+        message=error.message,
+        reason=error.reason,
+        metadata=error.metadata,
+        retry_after=None if error.retry_after_s is None else _requests.duration(error.retry_after_s),
+    )
+
+
+def _packed_status(error: WhenceError) -> bytes:
+    """A failure as it travels in trailing metadata."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=_status.ERROR_DOMAIN, metadata=error.metadata)
+    ]
+    if error.retry_after_s is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=_requests.duration(error.retry_after_s)))
+    status = status_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    packed: bytes = status.SerializeToString()
+    return packed
