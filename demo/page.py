@@ -1,0 +1,62 @@
+"""The demo's page: what was learned, and how it explains."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+import whence
+
+METRICS = {
+    "relative_error": "relative error ‖A − Â‖ / ‖A‖",
+    "kl": "KL(h(a) ‖ h(â)), nats",
+    "top1_agreement": "top-1 agreement with â",
+    "accuracy": "accuracy",
+    "accuracy_reconstructed": "accuracy with â in place of a",
+    "deletion_aopc": "C-Deletion (AOPC)",
+    "insertion_auc": "C-Insertion (area)",
+    "gini": "C-Gini",
+    "localisation.auroc": "best-match AUROC",
+    "localisation.pointing_game": "pointing game",
+    "localisation.iou": "heatmap IoU",
+}
+"""Metrics that the page lists, where a bank has them."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One explained image."""
+
+    bank: str
+    image: str
+    picture: str
+    """File beside the page."""
+    explanation: whence.Explanation
+    concepts: Sequence[whence.Concept]
+    """The first few concepts, with exemplars."""
+
+
+def write_page(out: Path, banks: Sequence[whence.Bank], shown: Sequence[Shown], refusals: Mapping[str, str]) -> Path:
+    """Write ``index.html`` and return its path."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment.filters["data_url"] = lambda webp: "data:image/webp;base64," + base64.b64encode(webp).decode()
+    tables = {bank.reference: _metrics(bank) for bank in banks}
+    page = out / "index.html"
+    html = environment.get_template("page.html").render(banks=banks, tables=tables, shown=shown, refusals=refusals)
+    page.write_text(html, encoding="utf-8")
+    return page
+
+
+def _metrics(bank: whence.Bank) -> list[tuple[str, str]]:
+    rows = []
+    for path, words in METRICS.items():
+        value: object = bank.metrics
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, float):
+            rows.append((words, f"{value:.3f}"))
+    return rows

@@ -1,0 +1,118 @@
+"""The whole product in minutes: publish the small models, learn banks, serve them, explain images, show the answers.
+
+``python -m demo.run`` writes pictures and one page to ``out/demo`` and stops everything that it started. It uses what a
+user would: the commands ``whence-bank`` and ``whence-serve``, and the SDK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+import whence
+from concepts.model import ModelSpec
+from concepts.repository import Repository
+from demo.folder import write_folder
+from demo.models import MODELS
+from demo.page import Shown, write_page
+from demo.serving import serving
+from demo.world import World
+
+TRAINING_IMAGES = 1400
+HELD_OUT_IMAGES = 420
+EXPLAINED = 6
+"""Held-out images that each model explains."""
+
+_BIN = Path(sys.executable).parent
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description="Learn banks for the demo's models, serve them, explain images.")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to; emptied first")
+    out: Path = parser.parse_args().out
+    start = time.monotonic()
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    _say("Drawing images of the known-concepts world …")
+    training = write_folder(out / "images", "train", TRAINING_IMAGES, World())
+    held_out = write_folder(out / "images", "heldout", HELD_OUT_IMAGES, World())
+    repository = out / "repository"
+    publish_models(repository)
+    refusals = {name: train(name, training, held_out, repository) for name in MODELS}
+    _say("Starting the service …")
+    with serving(repository, log=out / "server.log") as server, whence.Client(server.address) as client:
+        shown = explain(client, held_out, out)
+        page = write_page(out, client.banks(), shown, {name: why for name, why in refusals.items() if why})
+    _say(f"Done in {time.monotonic() - start:.0f} s. Open {page} in a browser; the pictures lie beside it.")
+
+
+def publish_models(repository: Path) -> None:
+    """Publish the demo's models."""
+    for name, model in MODELS.items():
+        _say(f"Publishing model {name} …")
+        spec = ModelSpec(
+            name=name,
+            architecture=model.architecture,
+            options={"num_classes": len(model.class_names)},
+            preprocessing=model.preprocessing,
+            class_names=model.class_names,
+            weights_digest="",
+        )
+        Repository(repository).publish_model(spec, load_file(model.weights))
+
+
+def train(name: str, training: Path, held_out: Path, repository: Path) -> str:
+    """Learn a CRAFT bank for a model's best layer; return why not, where that is refused."""
+    layer = MODELS[name].layers[0]
+    _say(f"Learning concepts of {name} at {layer} …")
+    command = ["train", "craft", "--model", name, "--layer", layer, "--repository", str(repository)]
+    command += ["--images", str(training), "--held-out", str(held_out), "--concepts", "8", "--patch-size", "24"]
+    ended = subprocess.run([str(_BIN / "whence-bank"), *command], stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    if ended.returncode == 0:
+        return ""
+    if MODELS[name].nonnegative:
+        sys.exit(ended.stderr)
+    refusal = ended.stderr.strip().splitlines()[-1]
+    _say(f"  refused, as it should be: {refusal}")
+    return refusal
+
+
+def explain(client: whence.Client, held_out: Path, out: Path) -> list[Shown]:
+    """Explain held-out images with every bank; write a picture of each answer."""
+    shown = []
+    for bank in client.banks():
+        _say(f"Explaining with {bank.reference} …")
+        images = _one_of_each(held_out, EXPLAINED)
+        outcomes = client.explain_many(images, bank=bank.reference, maps=("activation", "contribution"), top_k=6)
+        for image, outcome in zip(images, outcomes, strict=True):
+            explanation = outcome.result()
+            picture = out / f"{bank.model}-{image.parent.name}-{image.stem}.png"
+            explanation.save(picture, kind="activation")
+            concepts = [client.concept(bank.reference, c.id, max_exemplars=6) for c in explanation.concepts[:3]]
+            shown.append(
+                Shown(bank.reference, image.relative_to(held_out).as_posix(), picture.name, explanation, concepts)
+            )
+    return shown
+
+
+def _one_of_each(held_out: Path, count: int) -> list[Path]:
+    """Return the first image of classes spread over all of them."""
+    classes = sorted(folder for folder in held_out.iterdir() if folder.is_dir())
+    step = max(1, len(classes) // count)
+    return [min(folder.iterdir()) for folder in classes[::step][:count]]
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
