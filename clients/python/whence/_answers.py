@@ -119,9 +119,7 @@ def concept(answer: service_pb2.GetConceptResponse) -> Concept:
 
 
 def _class_score(message: explanation_pb2.ClassScore) -> ClassScore:
-    return ClassScore(
-        index=message.index, name=message.name, logit=message.logit, probability=message.probability
-    )
+    return ClassScore(index=message.index, name=message.name, logit=message.logit, probability=message.probability)
 
 
 def _concept_score(message: explanation_pb2.ConceptScore) -> ConceptScore:

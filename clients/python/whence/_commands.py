@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -30,28 +31,6 @@ app = typer.Typer(
 )
 
 
-class _Order(str, Enum):
-    contribution = "contribution"
-    activation = "activation"
-
-
-class _Estimator(str, Enum):
-    gradient = "gradient"
-    integrated = "integrated"
-    ablation = "ablation"
-
-
-class _MapKind(str, Enum):
-    activation = "activation"
-    contribution = "contribution"
-    input = "input"
-
-
-class _MapSize(str, Enum):
-    grid = "grid"
-    image = "image"
-
-
 _Address = Annotated[str, typer.Option(envvar="WHENCE_ADDRESS", help="host:port of the service.")]
 _Token = Annotated[str | None, typer.Option(envvar="WHENCE_TOKEN", help="Bearer token.", show_default=False)]
 _Tls = Annotated[bool, typer.Option("--tls", help="Encrypt the connection.")]
@@ -67,15 +46,20 @@ _LOCAL = "localhost:9000"
 def explain(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     bank: Annotated[str, typer.Option(help="model/layer/name, or model/layer/name@digest.")],
-    target: Annotated[str | None, typer.Option(help="Class to explain, by index or name [default: predicted].")] = None,
-    top_k: Annotated[int, typer.Option(help="How many concepts to list.")] = 10,
-    order: Annotated[_Order, typer.Option(help="What makes a concept first.")] = _Order.contribution,
-    estimator: Annotated[_Estimator, typer.Option(help="How contributions are computed.")] = _Estimator.gradient,
-    maps: Annotated[
-        list[_MapKind] | None,
-        typer.Option(help="Maps to fetch; may be repeated. Drawn by --save, printed by --json.", show_default=False),
+    target: Annotated[
+        str | None, typer.Option(help="Class to explain, by index or name; else the predicted.", show_default=False)
     ] = None,
-    map_size: Annotated[_MapSize, typer.Option(help="Size of the maps.")] = _MapSize.grid,
+    top_k: Annotated[int, typer.Option(help="How many concepts to list.")] = 10,
+    order: Annotated[Order, typer.Option(help="What makes a concept first.")] = "contribution",
+    estimator: Annotated[Estimator, typer.Option(help="How contributions are computed.")] = "gradient",
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="activation, contribution or input; may be repeated. Drawn by --save, printed by --json.",
+            show_default=False,
+        ),
+    ] = None,
+    map_size: Annotated[MapSize, typer.Option(help="Size of the maps.")] = "grid",
     substitute: Annotated[
         bool | None,
         typer.Option("--substitute/--no-substitute", help="Run the head on the reconstruction.", show_default=False),
@@ -89,17 +73,17 @@ def explain(
     json: _Json = False,
 ) -> None:
     """Explain one image."""
-    kinds = [kind.value for kind in maps or ()] or (["activation"] if save else [])
+    kinds = maps or (["activation"] if save else [])
     with _client(address, token, tls, ca, timeout) as client:
         explanation = client.explain(
             image,
             bank=bank,
             target=int(target) if target is not None and target.isdecimal() else target,
             top_k=top_k,
-            order=cast(Order, order.value),
-            estimator=cast(Estimator, estimator.value),
-            maps=cast("list[MapKind]", kinds),
-            map_size=cast(MapSize, map_size.value),
+            order=order,
+            estimator=estimator,
+            maps=cast("list[MapKind]", kinds),  # the client checks them
+            map_size=map_size,
             substitute=substitute,
         )
     if save is not None:
@@ -198,7 +182,7 @@ def _client(address: str, token: str | None, tls: bool, ca: Path | None, timeout
     return Client(address, token=token, tls=TLS(authorities=ca) if ca else tls, timeout_s=timeout_s)
 
 
-def _write(action: Any, path: Path) -> None:
+def _write(action: Callable[[], None], path: Path) -> None:
     """Do something that writes a file; what the system refuses is the caller's to mend."""
     try:
         action()
@@ -244,7 +228,7 @@ def _print_table(heads: tuple[str, ...], rows: list[tuple[Any, ...]], title: str
 
 
 def _is_number(cell: object) -> bool:
-    return isinstance(cell, int) or str(cell)[:1] in ("", "+", "-", *"0123456789")
+    return re.fullmatch(r"[+-]?[\d.]*(e[+-]?\d+)?%?", str(cell)) is not None
 
 
 def _say(line: str) -> None:

@@ -85,9 +85,7 @@ def png(explanation: Explanation, **options: Any) -> bytes:
     return render(explanation, file_type="png", **options)
 
 
-def render(
-    explanation: Explanation, *, file_type: str, kind: MapKind | None, max_overlays: int, dpi: int
-) -> bytes:
+def render(explanation: Explanation, *, file_type: str, kind: MapKind | None, max_overlays: int, dpi: int) -> bytes:
     """Draw an explanation.
 
     Parameters
@@ -170,9 +168,7 @@ def _show(axes: Axes, canvas: _Canvas, title: str) -> None:
 
 
 def _draw_image(axes: Axes, canvas: _Canvas, explanation: Explanation) -> None:
-    lines = [
-        f"{score.name or score.index}  {score.probability:.1%}" for score in explanation.predictions[:3]
-    ]
+    lines = [f"{score.name or score.index}  {score.probability:.1%}" for score in explanation.predictions[:3]]
     _show(axes, canvas, "\n".join(_short(line, 40) for line in lines))
     if not canvas.sees_all():
         view = canvas.view
@@ -180,7 +176,12 @@ def _draw_image(axes: Axes, canvas: _Canvas, explanation: Explanation) -> None:
         for colour, style in (("black", "-"), ("white", "--")):
             axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=1.2, linestyle=style))
         axes.text(
-            view.left, view.bottom, " what the model saw", fontsize=7, color="white", va="bottom",
+            view.left,
+            view.bottom,
+            " what the model saw",
+            fontsize=7,
+            color="white",
+            va="bottom",
             bbox={"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 1},
         )
 

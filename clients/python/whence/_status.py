@@ -35,6 +35,12 @@ ERRORS_BY_CODE: dict[grpc.StatusCode, type[WhenceError]] = {
 }
 """Every status but OK."""
 
+_TRANSPORT_FAILURES = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: "The service did not answer in time",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "A limit was met on the way",
+    grpc.StatusCode.UNAVAILABLE: "The service cannot be reached",
+}
+
 _CODES_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in ERRORS_BY_CODE}
 
 
@@ -53,7 +59,7 @@ def from_rpc_error(failure: grpc.RpcError, request_id: str) -> WhenceError:
     metadata = dict(info.metadata) if info else {}
     return make(
         call.code() or grpc.StatusCode.UNKNOWN,
-        call.details() or "The service gave no reason.",
+        _message(call) if info is None else call.details() or "",
         reason=info.reason if info else None,
         request_id=metadata.get(REQUEST_ID_KEY) or request_id,
         metadata=metadata,
@@ -95,6 +101,13 @@ def make(
         metadata=metadata,
         retry_after_s=retry_after_s,
     )
+
+
+def _message(call: grpc.Call) -> str:
+    """What to say of a failure that does not come from the service's own code."""
+    details = call.details() or "no reason was given"
+    lead = _TRANSPORT_FAILURES.get(call.code())
+    return f"{lead}: {details}" if lead else details
 
 
 def _details(call: grpc.Call) -> tuple[error_details_pb2.ErrorInfo | None, error_details_pb2.RetryInfo | None]:

@@ -1,0 +1,197 @@
+"""Messages to records and back: every field of the contract is walked, so that none can be missed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import whence
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from whence import _answers, _fake_answers, _json, _requests
+from whence.v1 import bank_pb2, explanation_pb2
+from whence.v1 import explanation_service_pb2 as service_pb2
+
+MAP_SIDE = 4
+
+
+def fill(message: Message, numbers: Iterator[int]) -> None:
+    """Set every field, at every depth, to a value that no other field has."""
+    if isinstance(message, Struct):
+        message.update({"number": next(numbers) + 0.5, "list": [1, True, None, "text"], "inner": {"k": next(numbers)}})
+        return
+    for field in message.DESCRIPTOR.fields:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            getattr(message, field.name)[f"key{next(numbers)}"] = float(next(numbers))
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            target = getattr(message, field.name)
+            for item in (target.add(), target.add()) if field.is_repeated else (target,):
+                fill(item, numbers)
+        elif field.is_repeated:
+            getattr(message, field.name).extend([leaf(field, numbers), leaf(field, numbers)])
+        else:
+            setattr(message, field.name, leaf(field, numbers))
+    if isinstance(message, explanation_pb2.Map):
+        message.height, message.width, message.encoding = 2, MAP_SIDE, explanation_pb2.MAP_ENCODING_FLOAT16
+        message.data = (np.arange(2 * MAP_SIDE) + next(numbers)).astype("<f2").tobytes()
+    if isinstance(message, explanation_pb2.ConceptScore):
+        for kind, item in zip(itertools.count(1), message.maps, strict=False):
+            item.kind = kind  # type: ignore[assignment]
+
+
+def leaf(field: FieldDescriptor, numbers: Iterator[int]) -> Any:
+    number = next(numbers)
+    if field.type == FieldDescriptor.TYPE_ENUM:
+        values = field.enum_type.values
+        return values[1 + number % (len(values) - 1)].number
+    return {
+        FieldDescriptor.TYPE_STRING: f"text {number}",
+        FieldDescriptor.TYPE_BYTES: f"bytes {number}".encode(),
+        FieldDescriptor.TYPE_BOOL: True,
+        FieldDescriptor.TYPE_FLOAT: number + 0.5,
+        FieldDescriptor.TYPE_DOUBLE: number + 0.5,
+    }.get(field.type, number)
+
+
+def assert_full(message: Message) -> None:
+    """Check that the walk left nothing out."""
+    assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE and not isinstance(value, Struct):
+            if field.message_type.GetOptions().map_entry:
+                continue
+            for item in value if field.is_repeated else [value]:
+                assert_full(item)
+
+
+def test_every_field_of_an_explanation_comes_through() -> None:
+    message = explanation_pb2.Explanation()
+    fill(message, itertools.count(3))
+    assert_full(message)
+    record = _answers.explanation(message, "r-1", None)
+    assert record.request_id == "r-1"
+    assert _fake_answers.explanation(record) == message
+
+
+def test_every_absent_field_stays_absent() -> None:
+    message = explanation_pb2.Explanation(
+        faithfulness=explanation_pb2.FaithfulnessReport(exactness=explanation_pb2.EXACTNESS_EXACT),
+        concepts=[explanation_pb2.ConceptScore(maps=[explanation_pb2.Map(kind=explanation_pb2.MAP_KIND_ACTIVATION)])],
+    )
+    record = _answers.explanation(message, "", None)
+    report = record.faithfulness
+    optional = {
+        field.name for field in explanation_pb2.FaithfulnessReport.DESCRIPTOR.fields if field.has_presence
+    }
+    assert len(optional) == 6
+    assert all(getattr(report, name) is None for name in optional)
+    assert record.unexplained is None
+    assert record.concepts[0].maps["activation"].class_token is None
+
+
+@pytest.mark.parametrize(
+    ("message", "there", "back"),
+    [
+        (bank_pb2.Model(), _answers.model, _fake_answers.model),
+        (bank_pb2.Bank(), _answers.bank, _fake_answers.bank),
+        (service_pb2.GetConceptResponse(), _answers.concept, _fake_answers.concept),
+    ],
+)
+def test_every_field_of_the_inventory_comes_through(message: Message, there: Any, back: Any) -> None:
+    fill(message, itertools.count(3))
+    assert_full(message)
+    assert back(there(message)) == message
+
+
+def test_whole_numbers_of_a_configuration_stay_whole() -> None:
+    message = bank_pb2.Bank()
+    message.configuration.update({"rank": 10, "rate": 0.5, "sizes": [1, 2]})
+    configuration = _answers.bank(message).configuration
+    assert configuration == {"rank": 10, "rate": 0.5, "sizes": [1, 2]}
+    assert isinstance(configuration["rank"], int)
+
+
+@pytest.mark.parametrize(
+    ("enum", "numbers"),
+    [
+        (explanation_pb2.Order.DESCRIPTOR, _requests.ORDERS.values()),
+        (explanation_pb2.Estimator.DESCRIPTOR, _requests.ESTIMATORS.values()),
+        (explanation_pb2.MapKind.DESCRIPTOR, _requests.MAP_KINDS.values()),
+        (explanation_pb2.MapSize.DESCRIPTOR, _requests.MAP_SIZES.values()),
+        (explanation_pb2.Exactness.DESCRIPTOR, _answers.EXACTNESS),
+        (bank_pb2.BankKind.DESCRIPTOR, _answers.BANK_KINDS),
+    ],
+)
+def test_every_value_of_an_enum_has_a_name(enum: EnumDescriptor, numbers: Any) -> None:
+    assert set(numbers) == {value.number for value in enum.values} - {0}
+
+
+def test_values_from_a_newer_service_do_no_harm() -> None:
+    assert _answers.bank(bank_pb2.Bank(kind=99)).kind == "unknown"  # type: ignore[arg-type]
+    message = explanation_pb2.Explanation(
+        concepts=[explanation_pb2.ConceptScore(maps=[explanation_pb2.Map(kind=99)])]  # type: ignore[arg-type]
+    )
+    assert _answers.explanation(message, "", None).concepts[0].maps == {}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        explanation_pb2.Map(kind=1, height=2, width=3, data=b"\0" * 11),  # type: ignore[arg-type]
+        explanation_pb2.Map(kind=1, encoding=explanation_pb2.MAP_ENCODING_PNG_OVERLAY),  # type: ignore[arg-type]
+    ],
+)
+def test_a_map_that_is_not_what_it_says_is_refused(broken: explanation_pb2.Map) -> None:
+    message = explanation_pb2.Explanation(concepts=[explanation_pb2.ConceptScore(maps=[broken])])
+    with pytest.raises(whence.DataLoss):
+        _answers.explanation(message, "", None)
+
+
+def test_every_option_reaches_the_request() -> None:
+    question = _requests.question(
+        bank="m/l/n@ab",
+        target="tabby",
+        top_k=3,
+        order="activation",
+        estimator="ablation",
+        maps=("contribution", "input", "contribution"),
+        map_size="image",
+        substitute=False,
+    )
+    assert question.bank == "m/l/n@ab"
+    assert question.target == explanation_pb2.Target(name="tabby")
+    options = question.options
+    assert {field.name for field, _ in options.ListFields()} == {field.name for field in options.DESCRIPTOR.fields}
+    assert options.top_k == 3
+    assert options.order == explanation_pb2.ORDER_ACTIVATION
+    assert options.estimator == explanation_pb2.ESTIMATOR_ABLATION
+    assert list(options.maps) == [explanation_pb2.MAP_KIND_CONTRIBUTION, explanation_pb2.MAP_KIND_INPUT]
+    assert options.map_size == explanation_pb2.MAP_SIZE_IMAGE
+    assert options.substitute is False
+
+
+def test_maps_are_read_only_and_compare_by_value() -> None:
+    message = explanation_pb2.Explanation()
+    fill(message, itertools.count(3))
+    one, same = _answers.explanation(message, "", None), _answers.explanation(message, "", None)
+    assert one == same
+    values = one.concepts[0].maps["activation"].values
+    assert values.dtype == np.float32
+    with pytest.raises(ValueError, match="read-only"):
+        values[0, 0] = 1
+    other = whence.ConceptMap(values + 1)
+    assert other != one.concepts[0].maps["activation"]
+
+
+def test_json_holds_every_field_but_the_image() -> None:
+    message = explanation_pb2.Explanation()
+    fill(message, itertools.count(3))
+    record = _answers.explanation(message, "r", None)
+    plain = _json._plain(record)
+    assert set(plain) >= set(record.__slots__) - {"image"}
+    assert np.shape(plain["concepts"][0]["maps"]["activation"]["values"]) == (2, MAP_SIDE)
+    assert "null" in _json.dumps(whence.Exemplar(b"a", "s", whence.Box(0, 0, 1, 1), float("nan")))
