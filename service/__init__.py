@@ -1,0 +1,1 @@
+"""Serves concept banks: a Ray Serve application behind gRPC."""

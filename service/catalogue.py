@@ -1,0 +1,106 @@
+"""What the repository holds, read off the event loop and trusted for a short while."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from concepts.bank import Bank
+from concepts.errors import CorruptData
+from concepts.model import ModelSpec
+from concepts.repository import BankSummary, BankVersion, Repository
+from service.memo import Memo
+
+_log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+
+class Catalogue:
+    """Looks up models and banks.
+
+    Parameters
+    ----------
+    repository
+        Where they are.
+    refresh_s
+        How long what was read is trusted, in seconds: a new version is seen after at most this long.
+    """
+
+    def __init__(self, repository: Repository, *, refresh_s: float) -> None:
+        self._repository = repository
+        self._versions: Memo[str, BankVersion] = Memo(
+            lambda reference: _in_thread(lambda: repository.resolve(reference)),
+            limit=10_000,
+            keep_s=refresh_s,
+            keep_failure_s=refresh_s,
+        )
+        self._specs: Memo[str, ModelSpec] = Memo(
+            lambda model: _in_thread(lambda: repository.model_spec(model)),
+            limit=1_000,
+            keep_s=refresh_s,
+            keep_failure_s=refresh_s,
+        )
+        self._banks: Memo[BankVersion, Bank] = Memo(
+            lambda version: _in_thread(lambda: repository.load(version)), limit=8, keep_failure_s=refresh_s
+        )
+
+    async def version(self, reference: str) -> BankVersion:
+        """Return the version that ``model/layer/name`` or ``model/layer/name@digest`` means now.
+
+        Raises
+        ------
+        InvalidInput, UnknownBank
+            If the reference is malformed, or there is no such bank or version.
+        """
+        return await self._versions.get(reference)
+
+    async def spec(self, model: str) -> ModelSpec:
+        """Return a model's description.
+
+        Raises
+        ------
+        UnknownModel, CorruptData
+            If there is none, or it cannot be read.
+        """
+        return await self._specs.get(model)
+
+    async def models(self) -> list[ModelSpec]:
+        """Return the descriptions of all models, sorted by name."""
+        names = await _in_thread(self._repository.models)
+        return [await self.spec(name) for name in names]
+
+    async def banks(self, model: str = "") -> list[BankSummary]:
+        """Return the served version of every bank, optionally of one model; damaged ones are left out."""
+
+        def read() -> list[BankSummary]:
+            summaries = []
+            for version in self._repository.banks(model or None):
+                try:
+                    summaries.append(self._repository.summary(version))
+                except CorruptData as error:
+                    _log.error("not listed: %s", error)
+            return summaries
+
+        return await _in_thread(read)
+
+    async def summary(self, reference: str) -> BankSummary:
+        """Return what can be said of a bank without loading it."""
+        version = await self.version(reference)
+        return await _in_thread(lambda: self._repository.summary(version))
+
+    async def bank(self, version: BankVersion) -> Bank:
+        """Return a whole bank, every byte checked."""
+        return await self._banks.get(version)
+
+    async def pictures(self, version: BankVersion, bank: Bank, concept_id: int, most: int | None) -> list[bytes]:
+        """Return the WebP files of a concept's exemplars, best first."""
+        exemplars = bank.concept(concept_id).exemplars[:most]
+        return await _in_thread(lambda: [self._repository.picture(version, each) for each in exemplars])
+
+
+async def _in_thread(read: Callable[[], Value]) -> Value:
+    """Read files without holding up the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(None, read)

@@ -1,0 +1,328 @@
+"""Between the wire and the domain, both ways; no other module reads or writes explanation messages."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from google.protobuf import struct_pb2
+from numpy.typing import NDArray
+from whence.v1 import bank_pb2, explanation_pb2, image_pb2
+
+from concepts.bank import Bank, Concept
+from concepts.errors import InvalidInput, UnknownClass, UnsupportedOption
+from concepts.explanation import (
+    ClassScore,
+    ConceptMap,
+    ConceptScore,
+    Estimator,
+    Exactness,
+    ExplainOptions,
+    Explanation,
+    FaithfulnessReport,
+    MapKind,
+    MapSize,
+    Order,
+)
+from concepts.model import ModelSpec
+from concepts.preprocessing import Box
+from concepts.repository import BankSummary, BankVersion
+from service.overlay import overlay
+
+_ORDERS: Mapping[int, Order] = {
+    explanation_pb2.ORDER_UNSPECIFIED: "contribution",
+    explanation_pb2.ORDER_CONTRIBUTION: "contribution",
+    explanation_pb2.ORDER_ACTIVATION: "activation",
+}
+_ESTIMATORS: Mapping[int, Estimator] = {
+    explanation_pb2.ESTIMATOR_UNSPECIFIED: "gradient",
+    explanation_pb2.ESTIMATOR_GRADIENT: "gradient",
+    explanation_pb2.ESTIMATOR_INTEGRATED: "integrated",
+    explanation_pb2.ESTIMATOR_ABLATION: "ablation",
+}
+_MAP_KINDS: Mapping[int, MapKind] = {
+    explanation_pb2.MAP_KIND_ACTIVATION: "activation",
+    explanation_pb2.MAP_KIND_CONTRIBUTION: "contribution",
+    explanation_pb2.MAP_KIND_INPUT: "input",
+}
+_MAP_SIZES: Mapping[int, MapSize] = {
+    explanation_pb2.MAP_SIZE_UNSPECIFIED: "grid",
+    explanation_pb2.MAP_SIZE_GRID: "grid",
+    explanation_pb2.MAP_SIZE_IMAGE: "image",
+}
+_ENCODINGS: Mapping[int, bool] = {
+    explanation_pb2.MAP_ENCODING_UNSPECIFIED: False,
+    explanation_pb2.MAP_ENCODING_FLOAT16: False,
+    explanation_pb2.MAP_ENCODING_PNG_OVERLAY: True,
+}
+"""Whether maps are drawn over the image."""
+_EXACTNESSES: Mapping[Exactness, explanation_pb2.Exactness] = {
+    "exact": explanation_pb2.EXACTNESS_EXACT,
+    "first_order": explanation_pb2.EXACTNESS_FIRST_ORDER,
+}
+_ESTIMATORS_OUT: Mapping[Estimator, explanation_pb2.Estimator] = {
+    "gradient": explanation_pb2.ESTIMATOR_GRADIENT,
+    "integrated": explanation_pb2.ESTIMATOR_INTEGRATED,
+    "ablation": explanation_pb2.ESTIMATOR_ABLATION,
+}
+_MAP_KINDS_OUT: Mapping[MapKind, explanation_pb2.MapKind] = {
+    "activation": explanation_pb2.MAP_KIND_ACTIVATION,
+    "contribution": explanation_pb2.MAP_KIND_CONTRIBUTION,
+    "input": explanation_pb2.MAP_KIND_INPUT,
+}
+_BANK_KINDS: Mapping[str, bank_pb2.BankKind] = {
+    "sae": bank_pb2.BANK_KIND_SAE,
+    "nmf": bank_pb2.BANK_KIND_NMF,
+    "contrast": bank_pb2.BANK_KIND_CONTRAST,
+    "subspace": bank_pb2.BANK_KIND_SUBSPACE,
+}
+
+Meaning = TypeVar("Meaning")
+
+
+# From the wire
+
+
+def options_from(message: explanation_pb2.ExplainOptions, *, top_k_limit: int) -> ExplainOptions:
+    """Return what a caller asks for, defaults filled in.
+
+    Raises
+    ------
+    InvalidInput
+        If a value is unknown or out of range.
+    """
+    top_k = message.top_k if message.HasField("top_k") else min(ExplainOptions().top_k, top_k_limit)
+    if not 1 <= top_k <= top_k_limit:
+        raise InvalidInput(f"top_k must be between 1 and {top_k_limit}, not {top_k}.", top_k_limit=top_k_limit)
+    return ExplainOptions(
+        top_k=top_k,
+        order=_meaning(_ORDERS, message.order, "order"),
+        estimator=_meaning(_ESTIMATORS, message.estimator, "estimator"),
+        # Asked for twice is asked for once.
+        maps=tuple(dict.fromkeys(_meaning(_MAP_KINDS, kind, "maps") for kind in message.maps)),
+        map_size=_meaning(_MAP_SIZES, message.map_size, "map_size"),
+        substitute=message.substitute if message.HasField("substitute") else None,
+    )
+
+
+def overlays_from(message: explanation_pb2.ExplainOptions) -> bool:
+    """Return whether maps are to be drawn over the image.
+
+    Raises
+    ------
+    InvalidInput
+        If the encoding is unknown.
+    """
+    return _meaning(_ENCODINGS, message.map_encoding, "map_encoding")
+
+
+def target_from(message: explanation_pb2.Target, spec: ModelSpec) -> int | None:
+    """Return the index of the class to explain; None: the predicted class.
+
+    Raises
+    ------
+    UnknownClass
+        If the model has no such class.
+    """
+    chosen = message.WhichOneof("class")
+    if chosen is None:
+        return None
+    if chosen == "name":
+        return spec.class_index(message.name)
+    if message.index >= len(spec.class_names):
+        raise UnknownClass(
+            f"model {spec.name!r} has classes 0 to {len(spec.class_names) - 1}, not {message.index}", model=spec.name
+        )
+    return message.index
+
+
+def check_reply_size(options: ExplainOptions, spec: ModelSpec, *, overlays: bool, limit: int) -> None:
+    """Refuse an answer that would be too large, before it is computed.
+
+    Raises
+    ------
+    UnsupportedOption
+        If maps at the image's size, or overlays, may exceed ``limit`` bytes.
+    """
+    # Overlays: as much as uncompressed RGB at most. Grids are small: their size is not known here, nor does it matter.
+    size = 3 if overlays else 2 if options.map_size == "image" else 0
+    pixels = spec.preprocessing.height * spec.preprocessing.width
+    if options.top_k * len(options.maps) * pixels * size > limit:
+        raise UnsupportedOption(
+            f"{options.top_k} concepts with {len(options.maps)} maps of {pixels} pixels may exceed the largest answer "
+            f"of {limit} bytes; ask for fewer concepts, or for float16 maps on the layer's grid.",
+            reply_bytes_limit=limit,
+        )
+
+
+def _meaning(table: Mapping[int, Meaning], value: int, field: str) -> Meaning:
+    if value not in table:
+        raise InvalidInput(f"{field} has the value {value}, which this server does not know.")
+    return table[value]
+
+
+# To the wire
+
+
+def explanation_to(
+    explanation: Explanation, *, view: NDArray[np.uint8], box: Box, overlays: bool
+) -> explanation_pb2.Explanation:
+    """Return an explanation as a message; its timings hold what the engine measured.
+
+    Parameters
+    ----------
+    explanation
+        From the engine.
+    view
+        uint8 ``[height, width, 3]``: what the model saw.
+    box
+        Where in the caller's image.
+    overlays
+        Draw maps over the view.
+    """
+    stages = explanation.stages
+    background = view if overlays else None
+    return explanation_pb2.Explanation(
+        model=explanation_pb2.ModelVersion(name=explanation.model, digest=explanation.model_digest),
+        bank=explanation_pb2.BankVersion(reference=explanation.bank, digest=explanation.bank_digest),
+        predictions=[_class_to(score) for score in explanation.predictions],
+        target=_class_to(explanation.target),
+        concepts=[_score_to(score, background) for score in explanation.concepts],
+        unexplained=explanation.unexplained,
+        contributions_total=explanation.contributions_total,
+        faithfulness=_report_to(explanation.faithfulness),
+        timings=explanation_pb2.Timings(
+            trunk_ms=stages.trunk_ms,
+            head_ms=stages.head_ms,
+            codes_ms=stages.codes_ms,
+            explain_ms=stages.explain_ms,
+            batch_size=stages.batch_size,
+        ),
+        view=box_to(box),
+        runtime=explanation.runtime,
+        estimator=_ESTIMATORS_OUT[explanation.estimator],
+        substitute=explanation.substitute,
+    )
+
+
+def model_to(spec: ModelSpec) -> bank_pb2.Model:
+    """Return a model's description as a message."""
+    return bank_pb2.Model(
+        name=spec.name,
+        digest=spec.weights_digest,
+        architecture=spec.architecture,
+        class_names=spec.class_names,
+        input_height=spec.preprocessing.height,
+        input_width=spec.preprocessing.width,
+    )
+
+
+def bank_to(summary: BankSummary) -> bank_pb2.Bank:
+    """Return a bank's summary as a message."""
+    manifest, version = summary.manifest, summary.version
+    return bank_pb2.Bank(
+        reference=version.reference,
+        digest=version.digest,
+        kind=_BANK_KINDS[manifest["kind"]],
+        model=version.model,
+        layer=version.layer,
+        name=version.name,
+        concept_count=manifest["concept_count"],
+        channels=manifest["channels"],
+        weights_digest=manifest["weights_digest"],
+        created=datetime.datetime.fromtimestamp(summary.published, datetime.UTC).isoformat(timespec="seconds"),
+        metrics=_struct_to(manifest["metrics"]),
+        configuration=_struct_to(manifest["configuration"]),
+    )
+
+
+def bank_version_to(version: BankVersion) -> explanation_pb2.BankVersion:
+    """Return a version of a bank as a message."""
+    return explanation_pb2.BankVersion(reference=version.reference, digest=version.digest)
+
+
+def concept_to(bank: Bank, concept: Concept, pictures: Sequence[bytes], spec: ModelSpec) -> bank_pb2.Concept:
+    """Return a concept as a message, with as many exemplars as there are pictures."""
+    return bank_pb2.Concept(
+        id=concept.id,
+        label=concept.label,
+        class_index=concept.class_index,
+        class_name="" if concept.class_index is None else spec.class_names[concept.class_index],
+        statistics=concept.statistics,
+        exemplars=[
+            bank_pb2.Exemplar(
+                picture=picture, source=exemplar.source, box=box_to(exemplar.box), activation=exemplar.activation
+            )
+            for exemplar, picture in zip(concept.exemplars, pictures, strict=False)
+        ],
+        parent=concept.parent,
+    )
+
+
+def box_to(box: Box) -> image_pb2.Box:
+    """Return a rectangle as a message."""
+    return image_pb2.Box(left=box.left, top=box.top, right=box.right, bottom=box.bottom)
+
+
+def _class_to(score: ClassScore) -> explanation_pb2.ClassScore:
+    return explanation_pb2.ClassScore(
+        index=score.index, name=score.name, logit=score.logit, probability=score.probability
+    )
+
+
+def _score_to(score: ConceptScore, background: NDArray[np.uint8] | None) -> explanation_pb2.ConceptScore:
+    return explanation_pb2.ConceptScore(
+        id=score.id,
+        label=score.label,
+        activation=score.activation,
+        peak=score.peak,
+        contribution=score.contribution,
+        share=score.share,
+        maps=[_map_to(kind, values, background) for kind, values in score.maps.items()],
+    )
+
+
+def _map_to(kind: MapKind, values: ConceptMap, background: NDArray[np.uint8] | None) -> explanation_pb2.Map:
+    if background is None:
+        (height, width), encoding = values.values.shape, explanation_pb2.MAP_ENCODING_FLOAT16
+        data = _half(values.values)
+    else:
+        (height, width), encoding = background.shape[:2], explanation_pb2.MAP_ENCODING_PNG_OVERLAY
+        data = overlay(background, values.values)
+    return explanation_pb2.Map(
+        kind=_MAP_KINDS_OUT[kind],
+        height=height,
+        width=width,
+        encoding=encoding,
+        data=data,
+        class_token=values.class_token,
+    )
+
+
+def _half(values: NDArray[np.float32]) -> bytes:
+    # Beyond half precision's range the nearest value says more than infinity.
+    largest = float(np.finfo(np.float16).max)
+    return np.clip(values, -largest, largest).astype("<f2").tobytes()
+
+
+def _report_to(report: FaithfulnessReport) -> explanation_pb2.FaithfulnessReport:
+    return explanation_pb2.FaithfulnessReport(
+        relative_error=report.relative_error,
+        kl=report.kl,
+        top1_agrees=report.top1_agrees,
+        completeness_residual=report.completeness_residual,
+        constant=report.constant,
+        exactness=_EXACTNESSES[report.exactness],
+        exactness_reason=report.exactness_reason,
+        carried_share=report.carried_share,
+        integration_error=report.integration_error,
+        code_tolerance=report.code_tolerance,
+    )
+
+
+def _struct_to(values: Mapping[str, Any]) -> struct_pb2.Struct:
+    struct = struct_pb2.Struct()
+    struct.update(dict(values))
+    return struct

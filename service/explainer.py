@@ -1,0 +1,172 @@
+"""Computes explanations in batches: loads banks, keeps their engines, runs them in one thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from concepts.engine import BatchKey, Engine, batch_key
+from concepts.errors import DeadlineExceeded, WhenceError
+from concepts.explanation import EngineRequest, Explanation
+from concepts.model import Model
+from concepts.repository import BankVersion, Repository
+from service.batcher import Batcher, Observer
+from service.memo import Memo
+
+_log = logging.getLogger(__name__)
+
+
+class EngineKey(NamedTuple):
+    """What decides which engine computes."""
+
+    version: BankVersion
+    weights_digest: str
+    """Of the model as the repository has it now: a bank of other weights must be refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image to explain."""
+
+    engine: EngineKey
+    view: NDArray[np.uint8]
+    """uint8 ``[height, width, 3]``: what the model sees."""
+    request: EngineRequest
+
+
+class Computed(NamedTuple):
+    """What came of a job."""
+
+    explanation: Explanation
+    queue_ms: float
+    """Spent waiting for the engine, loading of the bank included."""
+
+
+class Explains(Protocol):
+    """Whoever computes explanations: this process, or a replica elsewhere."""
+
+    async def explain(self, job: Job, timeout_s: float) -> Computed:
+        """Compute one explanation within so many seconds; raises `WhenceError`."""
+        ...
+
+
+class _BatchKey(NamedTuple):
+    # The engine itself, not its name: a batch that waits keeps its engine when the store drops it.
+    engine: Engine
+    options: BatchKey
+
+
+class Explainer:
+    """Explains images with the banks of a repository; belongs to one event loop.
+
+    Models run in a single thread of their own, so the event loop stays free for health checks, and hooks on a model
+    that several banks share never meet.
+
+    Parameters
+    ----------
+    repository
+        Where models and banks are.
+    device
+        Where to compute.
+    threads
+        CPU threads for computing.
+    batch_limit
+        Most images computed together.
+    queue_limit
+        Most images that wait.
+    engines
+        Most bank versions held.
+    refresh_s
+        How long a bank that could not be loaded is not tried again, in seconds.
+    observer
+        Told of batches and queue lengths.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        device: torch.device,
+        threads: int,
+        batch_limit: int,
+        queue_limit: int,
+        engines: int,
+        refresh_s: float = 0.5,
+        observer: Observer | None = None,
+    ) -> None:
+        self._repository = repository
+        self._device = device
+        # OpenMP's thread count is a property of the calling thread: it must be set in the one that computes.
+        self._thread = ThreadPoolExecutor(1, "engine", initializer=torch.set_num_threads, initargs=(threads,))
+        self._models: Memo[tuple[str, str], Model] = Memo(self._load_model, limit=engines, keep_failure_s=refresh_s)
+        self._engines: Memo[EngineKey, Engine] = Memo(self._load_engine, limit=engines, keep_failure_s=refresh_s)
+        self._batcher: Batcher[_BatchKey, Job, Explanation] = Batcher(
+            self._run, batch_limit=batch_limit, queue_limit=queue_limit, observer=observer
+        )
+
+    async def explain(self, job: Job, timeout_s: float) -> Computed:
+        """Compute one explanation, together with others that wait.
+
+        Raises
+        ------
+        Overloaded, DeadlineExceeded
+            If too much waits, or the answer is not there after ``timeout_s``.
+        CorruptData, WeightsMismatch, InvalidCut, InvalidModel
+            If the bank or its model cannot be loaded.
+        UnsupportedOption, UnknownClass, NumericalFailure
+            What the engine says of this request.
+        """
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                engine = await self._engines.get(job.engine)
+        except TimeoutError:
+            raise DeadlineExceeded("The bank is still being loaded; try again in a moment.") from None
+        engine.check(job.request)
+        loaded = time.monotonic()
+        key = _BatchKey(engine, batch_key(job.request.options))
+        answer = await self._batcher.submit(key, job, deadline=started + timeout_s)
+        return Computed(answer.result, 1e3 * (loaded - started + answer.waited_s))
+
+    async def preload(self, references: Iterable[str] | None = None) -> None:
+        """Load banks before they are asked for, all current ones by default; what cannot be loaded is logged."""
+        for reference in await self._references() if references is None else references:
+            try:
+                version = self._repository.resolve(reference)
+                spec = self._repository.model_spec(version.model)
+                await self._engines.get(EngineKey(version, spec.weights_digest))
+            except WhenceError as error:
+                _log.error("bank %s is not served: %s", reference, error)
+
+    async def close(self) -> None:
+        """Let the running batch end, and stop."""
+        await self._batcher.close()
+        self._thread.shutdown()
+
+    async def _references(self) -> list[str]:
+        versions = await asyncio.to_thread(self._repository.banks)
+        return [version.reference for version in versions]
+
+    async def _load_model(self, key: tuple[str, str]) -> Model:
+        name, _ = key
+        return await asyncio.to_thread(self._repository.load_model, name, self._device)
+
+    async def _load_engine(self, key: EngineKey) -> Engine:
+        bank = await asyncio.to_thread(self._repository.load, key.version)
+        model = await self._models.get((key.version.model, key.weights_digest))
+        # In the engine's thread: making an engine runs the model, which another engine may share.
+        return await asyncio.get_running_loop().run_in_executor(self._thread, Engine, model, bank)
+
+    async def _run(self, key: _BatchKey, jobs: Sequence[Job]) -> Sequence[Explanation | WhenceError]:
+        views = np.stack([job.view for job in jobs])
+        requests = [job.request for job in jobs]
+        return await asyncio.get_running_loop().run_in_executor(self._thread, key.engine.explain, views, requests)

@@ -1,0 +1,184 @@
+"""What each RPC does, free of gRPC: check, look up, decode, explain, convert."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+from whence.v1 import explanation_pb2, image_pb2
+from whence.v1 import explanation_service_pb2 as pb
+
+from concepts.errors import DeadlineExceeded, InvalidImage, InvalidInput, Overloaded
+from concepts.explanation import EngineRequest, ExplainOptions
+from concepts.model import ModelSpec
+from service import convert, images
+from service.batcher import Pace
+from service.catalogue import Catalogue
+from service.explainer import EngineKey, Explains, Job
+from service.settings import Settings
+
+Value = TypeVar("Value")
+
+
+class _Question(NamedTuple):
+    """A request, checked and with everything looked up that it names."""
+
+    engine: EngineKey
+    spec: ModelSpec
+    target: int | None
+    options: ExplainOptions
+    overlays: bool
+
+
+class Handlers:
+    """The use cases of the service; belongs to one event loop.
+
+    Parameters
+    ----------
+    settings
+        For the limits.
+    catalogue
+        Looks up models and banks.
+    explainer
+        Computes.
+    """
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, explainer: Explains) -> None:
+        self._settings = settings
+        self._limits = settings.limits
+        self._catalogue = catalogue
+        self._explainer = explainer
+        self._pool = ThreadPoolExecutor(settings.decoder_threads, "decode")
+        self._accepted = 0
+        self._pace = Pace()
+
+    async def explain(self, request: pb.ExplainRequest) -> explanation_pb2.Explanation:
+        """Explain one image.
+
+        Raises
+        ------
+        WhenceError
+            Whatever keeps it from being explained.
+        """
+        allowed_s = self._allowed_s(request)
+        with self._place():
+            try:
+                async with asyncio.timeout(allowed_s):
+                    return await self._explain(request, time.monotonic() + allowed_s)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"The answer was not there after {allowed_s:g} s; allow more time or try when it is quieter."
+                ) from None
+
+    async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        """List all models."""
+        return pb.ListModelsResponse(models=[convert.model_to(spec) for spec in await self._catalogue.models()])
+
+    async def list_banks(self, request: pb.ListBanksRequest) -> pb.ListBanksResponse:
+        """List the current version of every bank."""
+        summaries = await self._catalogue.banks(request.model)
+        return pb.ListBanksResponse(banks=[convert.bank_to(summary) for summary in summaries])
+
+    async def get_bank(self, request: pb.GetBankRequest) -> pb.GetBankResponse:
+        """Describe one bank."""
+        return pb.GetBankResponse(bank=convert.bank_to(await self._catalogue.summary(request.bank)))
+
+    async def get_concept(self, request: pb.GetConceptRequest) -> pb.GetConceptResponse:
+        """Describe one concept, with its exemplars."""
+        version = await self._catalogue.version(request.bank)
+        bank, spec = await self._catalogue.bank(version), await self._catalogue.spec(version.model)
+        most = request.max_exemplars if request.HasField("max_exemplars") else None
+        pictures = await self._catalogue.pictures(version, bank, request.concept_id, most)
+        concept = convert.concept_to(bank, bank.concept(request.concept_id), pictures, spec)
+        return pb.GetConceptResponse(concept=concept, bank=convert.bank_version_to(version))
+
+    def close(self) -> None:
+        """Stop decoding."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _explain(self, request: pb.ExplainRequest, deadline: float) -> explanation_pb2.Explanation:
+        started = time.monotonic()
+        question = await self._question(request)
+        preprocessing = question.spec.preprocessing
+        asked = time.monotonic()
+        view, box = await self._in_pool(lambda: preprocessing.fit(self._image(request.image)))
+        decoded = time.monotonic()
+        job = Job(question.engine, view, EngineRequest(question.target, question.options))
+        computed = await self._explainer.explain(job, deadline - time.monotonic())
+        explained = time.monotonic()
+
+        def encode() -> explanation_pb2.Explanation:
+            return convert.explanation_to(computed.explanation, view=view, box=box, overlays=question.overlays)
+
+        # Few numbers are written faster than another thread is woken; pictures are not.
+        large = question.options.maps and (question.overlays or question.options.map_size == "image")
+        message = await self._in_pool(encode) if large else encode()
+        done = time.monotonic()
+        timings = message.timings
+        timings.decode_ms = 1e3 * (decoded - asked)
+        timings.queue_ms = computed.queue_ms
+        timings.encode_ms = 1e3 * (done - explained)
+        timings.total_ms = 1e3 * (done - started)
+        return message
+
+    async def _question(self, request: pb.ExplainRequest) -> _Question:
+        """Check everything that can be checked before the image is touched."""
+        if request.ByteSize() > self._limits.request_bytes:
+            raise InvalidInput(
+                f"The request is larger than {self._limits.request_bytes} bytes; send a smaller image.",
+                request_bytes_limit=self._limits.request_bytes,
+            )
+        options = convert.options_from(request.options, top_k_limit=self._limits.top_k)
+        overlays = convert.overlays_from(request.options)
+        version = await self._catalogue.version(request.bank)
+        spec = await self._catalogue.spec(version.model)
+        convert.check_reply_size(options, spec, overlays=overlays, limit=self._limits.reply_bytes)
+        target = convert.target_from(request.target, spec)
+        return _Question(EngineKey(version, spec.weights_digest), spec, target, options, overlays)
+
+    def _image(self, image: image_pb2.Image) -> Image.Image:
+        """Read the caller's image; runs in a decoding thread."""
+        pixels = self._limits.pixels
+        match image.WhichOneof("source"):
+            case "encoded":
+                return images.decode(image.encoded, pixel_limit=pixels, formats=self._limits.image_formats)
+            case "raw":
+                raw = image.raw
+                if raw.pixel_type not in image_pb2.PixelType.values():
+                    raise InvalidImage(f"pixel_type has the value {raw.pixel_type}, which this server does not know.")
+                floating = raw.pixel_type == image_pb2.PIXEL_TYPE_FLOAT32
+                return images.from_raw(
+                    raw.data, height=raw.height, width=raw.width, floating=floating, pixel_limit=pixels
+                )
+            case _:
+                raise InvalidImage("The request has no image; set `image.encoded` or `image.raw`.")
+
+    def _allowed_s(self, request: pb.ExplainRequest) -> float:
+        """Return how long the caller will wait, cut to the server's limit."""
+        if not request.HasField("deadline"):
+            return self._settings.default_deadline_s
+        return min(request.deadline.ToNanoseconds() / 1e9, self._limits.deadline_s)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Take one of the places for images that are worked on, decoding included."""
+        if self._accepted >= self._limits.queued_images:
+            raise Overloaded(
+                "The server has as much work as it accepts; try again later.",
+                retry_after_s=self._pace.wait_s(self._accepted),
+            )
+        self._accepted += 1
+        started, together = time.monotonic(), self._accepted
+        try:
+            yield
+            self._pace.note(None, together, time.monotonic() - started)
+        finally:
+            self._accepted -= 1
+
+    async def _in_pool(self, work: Callable[[], Value]) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
