@@ -163,6 +163,8 @@ def build(
     """
     module = architectures.build(spec.architecture, spec.options, trusted)
     expected = module.state_dict()
+    # Batch counters of normalisation layers do nothing in evaluation, and many published files lack them.
+    weights = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")} | dict(weights)
     misfits = [f"missing {key}" for key in expected if key not in weights]
     misfits += [f"unexpected {key}" for key in weights if key not in expected]
     misfits += [
@@ -175,7 +177,7 @@ def build(
         raise InvalidModel(
             f"the weights do not fit {spec.architecture!r}: {'; '.join(misfits[:3])}{more}", model=spec.name
         )
-    module.load_state_dict(dict(weights))
+    module.load_state_dict(weights)
     # Channels last is the layout that convolutions run fastest in, on CPUs (2 × for ResNet-50) and GPUs alike.
     module = module.to(torch.device(device)).to(memory_format=torch.channels_last)
     return Model(spec, module, torch.device(device))

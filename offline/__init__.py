@@ -1,0 +1,1 @@
+"""Learns concept banks from images and freezes them: the ``whence-bank`` command."""

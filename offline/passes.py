@@ -1,0 +1,117 @@
+"""Passes of a model over images: who is predicted as what, and what a bank's concepts make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from concepts.codec import Codec, Codes
+from concepts.cut import Cut
+from concepts.model import Model
+from offline.images import Stream
+
+_HEAD_ROWS = 256
+"""Masked activations in one pass of the head."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Images of a batch, explained for their predicted class; R images, S concept slots."""
+
+    keys: list[str]
+    a: Tensor
+    """Activations in the layer's layout, ``[R, …]``."""
+    logits: Tensor
+    """``[R, n_classes]``."""
+    targets: Tensor
+    """The predicted classes, int64 ``[R]``."""
+    codes: Codes
+    contributions: Tensor
+    """``[R, S]``."""
+
+
+def explain(model: Model, cut: Cut, codec: Codec, stream: Stream, quota: dict[int, int]) -> Iterator[Explained]:
+    """Explain images for their predicted classes, until each class has had its share.
+
+    Parameters
+    ----------
+    model, cut, codec
+        A model, cut at the layer of a bank, and the bank's codec, on the model's device.
+    stream
+        The images.
+    quota
+        How many images of each class to take; others are passed over.
+    """
+    left = dict(quota)
+    for batch in stream:
+        with torch.no_grad():
+            a = cut.trunk(model.inputs(batch.views))
+        logits, gradient_of = cut.head_forward(a)
+        targets = logits.argmax(1)
+        rows = _take(targets.tolist(), left)
+        if rows:
+            gradient = cut.positions(gradient_of(targets)[rows])
+            a, targets = a[rows], targets[rows]
+            with torch.no_grad():
+                codes = codec.encode(cut.positions(a), targets)
+                contributions = codec.contributions(codes, gradient).total()
+            yield Explained([batch.keys[row] for row in rows], a, logits[rows], targets, codes, contributions)
+        if not any(left.values()):
+            return
+
+
+def masked_logits(cut: Cut, codec: Codec, codes: Codes, masks: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Run the head on reconstructions from masked codes, ``h(decode(mask ⊙ z))``.
+
+    A mask multiplies a concept's code at all positions (CRAFT, section 3.3).
+
+    Parameters
+    ----------
+    codes
+        Of R images.
+    masks
+        ``[R, M, S]``: M masks for each image.
+
+    Yields
+    ------
+    rows : slice
+        Of the R·M (image, mask) pairs in order.
+    logits : Tensor
+        ``[rows, n_classes]``.
+    """
+    images, count, slots = masks.shape
+    flat = masks.reshape(images * count, slots).to(codes.values.dtype)
+    owner = torch.arange(images, device=masks.device).repeat_interleave(count)
+    for start in range(0, len(flat), _HEAD_ROWS):
+        rows = slice(start, min(start + _HEAD_ROWS, len(flat)))
+        with torch.no_grad():
+            chosen = Codes(codes.values[owner[rows]], codes.ids[owner[rows]])
+            yield rows, cut.head(cut.unpositions(codec.combine(chosen, flat[rows])))
+
+
+def masked_targets(cut: Cut, codec: Codec, codes: Codes, masks: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image's target logit, and whether the target is predicted, under each mask; ``[R, M]`` both.
+
+    See ``masked_logits``; targets int64 ``[R]``.
+    """
+    images, count, _ = masks.shape
+    wanted = targets.repeat_interleave(count)
+    logit = torch.empty(images * count, dtype=torch.float64, device=masks.device)
+    kept = torch.empty(images * count, dtype=torch.bool, device=masks.device)
+    for rows, logits in masked_logits(cut, codec, codes, masks):
+        logit[rows] = logits.gather(1, wanted[rows].unsqueeze(1)).squeeze(1).double()
+        kept[rows] = logits.argmax(1) == wanted[rows]
+    return logit.view(images, count), kept.view(images, count)
+
+
+def _take(targets: Iterable[int], left: dict[int, int]) -> list[int]:
+    """Return the rows of the batch that are still wanted, and count them off."""
+    rows = []
+    for row, target in enumerate(targets):
+        if left.get(target, 0) > 0:
+            left[target] -= 1
+            rows.append(row)
+    return rows
