@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import whence
 from numpy.typing import NDArray
+
+import whence
 from whence.testing import FakeServer
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import whence
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
+
+import whence
 from whence import _answers, _fake_answers, _json, _requests
 from whence.v1 import bank_pb2, explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
@@ -84,9 +85,7 @@ def test_every_absent_field_stays_absent() -> None:
     )
     record = _answers.explanation(message, "", None)
     report = record.faithfulness
-    optional = {
-        field.name for field in explanation_pb2.FaithfulnessReport.DESCRIPTOR.fields if field.has_presence
-    }
+    optional = {field.name for field in explanation_pb2.FaithfulnessReport.DESCRIPTOR.fields if field.has_presence}
     assert len(optional) == 6
     assert all(getattr(report, name) is None for name in optional)
     assert record.unexplained is None

@@ -8,10 +8,11 @@ import pickle
 import grpc
 import numpy as np
 import pytest
-import whence
 from google.protobuf.any_pb2 import Any
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from numpy.typing import NDArray
+
+import whence
 from whence import _errors, _status
 from whence.testing import FakeServer, serve
 from whence.v1 import explanation_service_pb2 as service_pb2
@@ -38,9 +39,7 @@ def test_no_class_is_missing_from_the_docstring_or_the_package() -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_code_comes_back_whole(
-    code: grpc.StatusCode, server: FakeServer, image: NDArray[np.uint8]
-) -> None:
+def test_every_code_comes_back_whole(code: grpc.StatusCode, server: FakeServer, image: NDArray[np.uint8]) -> None:
     sent = _status.ERRORS_BY_CODE[code](
         "Over\nthere.", code=code.name, reason="SOME_REASON", metadata={"bank": "a/b/c", "request_id": "r-1"}
     )
@@ -95,17 +94,23 @@ def foreign_details() -> bytes:
 
 @pytest.mark.parametrize("details", [b"", b"\xff\xff not a status", foreign_details()])
 def test_foreign_details_do_not_hide_the_failure(details: bytes) -> None:
-    with serve(Stranger(details)) as address, whence.Client(address) as client:
-        with pytest.raises(whence.PermissionDenied, match="not you") as caught:
-            client.models()
+    with (
+        serve(Stranger(details)) as address,
+        whence.Client(address) as client,
+        pytest.raises(whence.PermissionDenied, match="not you") as caught,
+    ):
+        client.models()
     assert caught.value.reason == "PERMISSION_DENIED"
     assert len(caught.value.request_id) == 32
 
 
 def test_what_the_service_lacks(server: FakeServer) -> None:
-    with serve(service_grpc.ExplanationServiceServicer()) as address, whence.Client(address) as client:
-        with pytest.raises(whence.Unimplemented):
-            client.models()
+    with (
+        serve(service_grpc.ExplanationServiceServicer()) as address,
+        whence.Client(address) as client,
+        pytest.raises(whence.Unimplemented),
+    ):
+        client.models()
 
 
 @pytest.mark.parametrize("cls", tree(whence.WhenceError))

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import whence
 from numpy.typing import NDArray
 from PIL import Image
+
+import whence
+from tests.data import real_data
 from whence import _images
 from whence.v1 import image_pb2
-
-from tests.data import real_data
 
 PHOTO = "n01614925_bald_eagle.JPEG"
 
@@ -42,7 +42,11 @@ def test_uint8_arrays(image: NDArray[np.uint8]) -> None:
 
 
 def test_arrays_in_any_memory_layout(image: NDArray[np.uint8]) -> None:
-    for strided in (np.asfortranarray(image), image[:, ::-1][:, ::-1], np.moveaxis(np.moveaxis(image, -1, 0).copy(), 0, -1)):
+    for strided in (
+        np.asfortranarray(image),
+        image[:, ::-1][:, ::-1],
+        np.moveaxis(np.moveaxis(image, -1, 0).copy(), 0, -1),
+    ):
         assert _images.read(strided).message == _images.read(image).message
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import whence
 
 PACKAGE = Path(whence.__file__).parent
@@ -47,10 +48,7 @@ def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     guarded = next(node for node in tree.body if isinstance(node, ast.If))
     declared = {
-        (alias.name, node.module)
-        for node in guarded.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+        (alias.name, node.module) for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert declared == {(name, f"whence.{module}") for name, module in whence._HOMES.items()}
     assert (PACKAGE / "py.typed").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -171,7 +171,7 @@ class Client:
         timeout_s: float | None = None,
         max_in_flight: int = 32,
         ordered: bool = True,
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Explain many images over one stream; every image gets exactly one outcome, and a failure is one of them.
 
         ``images`` may be endless: it is read, in the caller's thread, only as far as answers are taken. Options are

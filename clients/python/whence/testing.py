@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -52,17 +53,34 @@ A = TypeVar("A", bound=Message)
 
 
 @contextmanager
-def serve(servicer: service_grpc.ExplanationServiceServicer, *, max_workers: int = 8) -> Iterator[str]:
-    """Serve any implementation of the contract on a free port; gives the address."""
+def serve(
+    servicer: service_grpc.ExplanationServiceServicer,
+    *,
+    port: int = 0,
+    credentials: grpc.ServerCredentials | None = None,
+    max_workers: int = 8,
+) -> Iterator[str]:
+    """Serve any implementation of the contract on this machine; gives the address.
+
+    Parameters
+    ----------
+    port
+        0 for any that is free.
+    credentials
+        For an encrypted connection.
+    max_workers
+        How many calls are answered at a time.
+    """
     server = grpc.server(
         ThreadPoolExecutor(max_workers),
         options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)],
     )
     service_grpc.add_ExplanationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("localhost:0")
+    target = f"localhost:{port}"
+    bound = server.add_secure_port(target, credentials) if credentials else server.add_insecure_port(target)
     server.start()
     try:
-        yield f"localhost:{port}"
+        yield f"localhost:{bound}"
     finally:
         server.stop(grace=None).wait()
 
@@ -176,6 +194,10 @@ class FakeServer:
         What the service holds.
     shuffle
         Answer the requests of a stream in groups, each backwards.
+    identity
+        Files of a private key and a certificate (PEM), for an encrypted connection.
+    client_authorities
+        File of the authorities (PEM) that must vouch for clients (mutual TLS).
     """
 
     def __init__(
@@ -186,6 +208,8 @@ class FakeServer:
         banks: Sequence[Bank] = (),
         concepts: Sequence[Concept] = (),
         shuffle: bool = False,
+        identity: tuple[Path, Path] | None = None,
+        client_authorities: Path | None = None,
     ) -> None:
         self.address = ""
         """``host:port``, once started."""
@@ -198,7 +222,7 @@ class FakeServer:
         self.shuffle = shuffle
         self._failures: deque[WhenceError] = deque()
         self._lock = threading.Lock()
-        self._serving = serve(_Servicer(self))
+        self._serving = serve(_Servicer(self), credentials=_credentials(identity, client_authorities))
 
     def __enter__(self) -> FakeServer:
         self.address = self._serving.__enter__()
@@ -306,6 +330,14 @@ class _Servicer(service_grpc.ExplanationServiceServicer):
         except WhenceError as error:
             context.set_trailing_metadata(((_status.STATUS_DETAILS_KEY, _packed_status(error)),))
             context.abort(grpc.StatusCode[error.code], error.message)
+
+
+def _credentials(identity: tuple[Path, Path] | None, authorities: Path | None) -> grpc.ServerCredentials | None:
+    if identity is None:
+        return None
+    key, certificate = (file.read_bytes() for file in identity)
+    roots = authorities.read_bytes() if authorities else None
+    return grpc.ssl_server_credentials([(key, certificate)], roots, require_client_auth=roots is not None)
 
 
 def _call(method: str, request: Any, context: grpc.ServicerContext) -> Call:

@@ -1,0 +1,199 @@
+"""The command: tables, JSON, pictures, and one line with a documented exit code where it fails."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import whence
+from tests.clients.test_client import BANK, CONCEPT, HELD, MODEL
+from tests.data import real_data
+from whence import _commands, cli
+from whence.testing import FakeServer
+
+Run = Callable[..., Result]
+README = Path(whence.__file__).parents[1] / "README.md"
+
+
+@pytest.fixture
+def photo() -> str:
+    return str(real_data() / "photos" / "n01614925_bald_eagle.JPEG")
+
+
+@pytest.fixture
+def run(server: FakeServer) -> Run:
+    """Run a command against the fake service."""
+    server.models, server.banks, server.concepts = {"fake": MODEL}, {BANK: HELD}, {(BANK, 7): CONCEPT}
+
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(_commands.app, arguments, env={"WHENCE_ADDRESS": server.address, "COLUMNS": "120"})
+
+    return invoke
+
+
+@pytest.fixture
+def main(server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., int]:
+    """Run the whole command, and give its exit code."""
+    monkeypatch.setenv("WHENCE_ADDRESS", server.address)
+
+    def invoke(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["whence", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return int(left.value.code or 0)
+
+    return invoke
+
+
+def test_explain_prints_a_table(run: Run, photo: str, server: FakeServer) -> None:
+    done = run("explain", photo, "--bank", BANK)
+    assert done.exit_code == 0, done.output
+    for part in ("75.0%", "tabby", "pointed ear", "all other concepts", "unexplained", "Exact", "same class"):
+        assert part in done.output
+    assert not server.calls[0].request.options.maps  # no maps are fetched that nobody sees
+
+
+def test_explain_passes_every_option_on(run: Run, photo: str, server: FakeServer) -> None:
+    options = ["--target", "tabby", "--top-k", "2", "--order", "activation", "--estimator", "integrated"]
+    options += ["--maps", "contribution", "--maps", "activation", "--map-size", "image", "--no-substitute"]
+    done = run("explain", photo, "--bank", BANK, *options, "--token", "secret", "--json")
+    assert done.exit_code == 0, done.output
+    (call,) = server.calls
+    sent = call.request.options
+    assert (sent.top_k, sent.order, sent.estimator, list(sent.maps), sent.map_size) == (2, 2, 2, [2, 1], 2)
+    assert sent.HasField("substitute")
+    assert call.request.target.name == "tabby"
+    assert call.metadata["authorization"] == "Bearer secret"
+    answer = json.loads(done.stdout)
+    assert [concept["id"] for concept in answer["concepts"]] == [0, 7]
+    assert set(answer["concepts"][0]["maps"]) == {"activation", "contribution"}
+    run("explain", photo, "--bank", BANK, "--target", "12")
+    assert server.calls[1].request.target.index == 12
+
+
+def test_explain_saves_a_picture(run: Run, photo: str, tmp_path: Path) -> None:
+    done = run("explain", photo, "--bank", BANK, "--save", str(tmp_path / "why.png"))
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shows", "first"),
+    [
+        (("models",), "torchvision:resnet50", "fake"),
+        (("banks",), BANK, BANK),
+        (("banks", "--model", "fake"), BANK, BANK),
+    ],
+)
+def test_lists(arguments: tuple[str, ...], shows: str, first: str, run: Run) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 0
+    assert shows in done.output
+    (record,) = json.loads(run(*arguments, "--json").stdout)
+    assert first in record.values()
+
+
+def test_concept(run: Run, tmp_path: Path) -> None:
+    done = run("concept", BANK, "7", "--save", str(tmp_path / "crops"))
+    assert done.exit_code == 0
+    for part in ("ear #7", "tabby", "importance", "0.5", "2.jpg"):
+        assert part in done.output
+    assert [path.read_bytes() for path in sorted((tmp_path / "crops").iterdir())] == [b"webp"] * 3
+    assert json.loads(run("concept", BANK, "7", "--json").stdout)["statistics"] == {"importance": 0.5}
+
+
+def test_labels_are_not_markup(run: Run, server: FakeServer) -> None:
+    fields = {name: getattr(CONCEPT, name) for name in CONCEPT.__slots__}
+    server.concepts = {(BANK, 7): whence.Concept(**{**fields, "label": "[red]ear[/]"})}
+    assert "[red]ear[/]" in run("concept", BANK, "7").output
+
+
+@pytest.mark.parametrize("error", sorted(cli.EXIT_CODES, key=lambda cls: cls.__name__))
+def test_every_failure_is_one_line_and_a_code(
+    error: type[whence.WhenceError], main: Callable[..., int], server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retry = 60.0 if error is whence.Overloaded else None
+    server.fail_next(error("first line\nsecond line", retry_after_s=retry), times=9)
+    expected = cli.EXIT_CODES[error]
+    assert main("models") == expected
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"whence: first line second line \(request [0-9a-f]{32}\)\n", captured.err)
+
+
+def test_every_class_of_failure_has_a_code_and_every_code_is_documented() -> None:
+    def below(cls: type[whence.WhenceError]) -> set[type[whence.WhenceError]]:
+        return {cls}.union(*map(below, cls.__subclasses__()))
+
+    assert set(cli.EXIT_CODES) == below(whence.WhenceError)
+    documented = {int(code) for code in re.findall(r"^\| (\d) \|", README.read_text(), re.MULTILINE)}
+    assert documented == {0, *cli.EXIT_CODES.values()}
+    assert {int(code) for code in re.findall(r"(\d) \w", _commands.app.info.epilog or "")} == documented
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("explain", "/nowhere.jpg", "--bank", "b"), 2, "Cannot read /nowhere.jpg"),
+        (("explain", "{photo}", "--bank", "b", "--maps", "heat"), 2, "'contribution'"),
+        (("explain", "{photo}", "--bank", "b", "--save", "/nowhere/why.png"), 2, "Cannot write"),
+        (("explain", "{photo}", "--bank", "b", "--save", "why.docx"), 2, "docx"),
+        (("concept", BANK, "8"), 3, "no concept 8"),
+        (("models", "--address", "localhost:1", "--timeout", "1"), 4, "cannot be reached"),
+        (("models", "--address", "http://x"), 2, "host:port"),
+        (("models", "--ca", "/nowhere/ca.pem"), 2, "Cannot read"),
+        (("explain",), 2, "Missing argument"),
+        (("fly",), 2, "No such command"),
+    ],
+)
+def test_bad_input(
+    arguments: tuple[str, ...],
+    code: int,
+    says: str,
+    main: Callable[..., int],
+    photo: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(*(argument.format(photo=photo) for argument in arguments)) == code
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_the_installed_command(server: FakeServer, photo: str) -> None:
+    command = Path(sys.executable).parent / "whence"
+    environment = {**os.environ, "WHENCE_ADDRESS": server.address}
+    done = subprocess.run(
+        [command, "explain", photo, "--bank", BANK, "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["target"]["name"] == "tabby"
+    server.fail_next(whence.NotFound("no such bank"))
+    done = subprocess.run([command, "banks"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("whence: no such bank")
+
+
+def test_without_the_extra_the_error_names_it() -> None:
+    program = "import sys; sys.modules['typer'] = None; sys.argv = ['whence']; from whence import cli; cli.main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stderr == "whence: typer is not installed: pip install 'whence[cli]'\n"
+
+
+def test_commands_offer_what_the_client_does() -> None:
+    ours = set(inspect.signature(_commands.explain).parameters)
+    theirs = set(inspect.signature(whence.Client.explain).parameters)
+    assert theirs - ours == {"self", "timeout_s"}
