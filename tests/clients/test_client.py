@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import inspect
 import pickle
@@ -265,6 +266,26 @@ def test_a_server_that_starts_late_is_found(image: NDArray[np.uint8]) -> None:
     finally:
         started.set()
         thread.join()
+
+
+def test_retries_do_connect_again() -> None:
+    connections = 0
+
+    def refuse(listener: socket.socket) -> None:
+        nonlocal connections
+        with contextlib.suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+                connections += 1
+
+    with socket.create_server(("localhost", 0)) as listener:
+        thread = threading.Thread(target=refuse, args=(listener,))
+        thread.start()
+        with whence.Client(f"localhost:{listener.getsockname()[1]}") as client, pytest.raises(whence.Unavailable):
+            client.models()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert connections >= 3  # gRPC's own pause would make it one or two
 
 
 # Deadlines and limits --------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_pillow_images_are_sent_as_pixels(image: NDArray[np.uint8]) -> None:
     assert np.array_equal(_images.read(Image.fromarray(grey)).pixels()[..., 2], grey)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "CMYK", "I;16", "YCbCr"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "CMYK", "I;16"])
 def test_other_pillow_modes_travel_without_loss(mode: str, image: NDArray[np.uint8]) -> None:
     original = Image.fromarray(image[..., 0]) if mode == "I;16" else Image.fromarray(image)
     picture = original.convert(mode)
@@ -96,6 +96,17 @@ def test_other_pillow_modes_travel_without_loss(mode: str, image: NDArray[np.uin
     with Image.open(io.BytesIO(message.encoded)) as back:
         assert back.size == picture.size
         assert np.array_equal(np.asarray(back.convert("RGB")), np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV"])
+def test_pillow_modes_without_a_file_format_travel_as_rgb(mode: str, image: NDArray[np.uint8]) -> None:
+    picture = Image.fromarray(image).convert(mode)
+    assert np.array_equal(_images.read(picture).pixels(), np.asarray(picture.convert("RGB")))
+
+
+def test_pillow_modes_that_cannot_be_sent_name_the_remedy() -> None:
+    with pytest.raises(whence.InvalidArgument, match="convert"):
+        _images.read(Image.new("LAB", (2, 2)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

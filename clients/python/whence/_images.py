@@ -107,11 +107,13 @@ def _from_pillow(image: PillowImage) -> Source:
     if 0 in image.size:
         raise _refusal(f"The image is empty: {image.width}×{image.height} pixels.")
     upright = ImageOps.exif_transpose(image)  # as the service does with files
+    if upright.mode in ("YCbCr", "HSV"):  # no file format keeps them well
+        upright = upright.convert("RGB")
     if upright.mode in _RAW_MODES and "transparency" not in upright.info:
         return _from_array(np.asarray(upright))
     file = io.BytesIO()
     try:
-        upright.save(file, "TIFF" if upright.mode in ("CMYK", "F", "YCbCr", "LAB") else "PNG")
+        upright.save(file, "TIFF" if upright.mode in ("CMYK", "F") else "PNG")
     except (OSError, ValueError) as exc:
         raise _refusal(f"Pillow images of mode {upright.mode} cannot be sent: use .convert('RGB').") from exc
     return _from_bytes(file.getvalue())
