@@ -15,9 +15,6 @@ from ray.serve.schema import LoggingConfig
 from service.replica import EngineReplica, IngressReplica
 from service.settings import Settings, load_settings
 
-APPLICATION = "whence"
-"""Name of the Serve application: what clients send as ``application`` metadata."""
-
 SERVICERS = (
     "service.wire.add_explanation_service",
     "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",

@@ -20,9 +20,12 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.settings import Settings, SettingsError, load_settings
-from service.wire import SERVICE_NAME
+from service.wire import APPLICATION, SERVICE_NAME
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_CHECKS_IN_A_ROW = 5
+"""How often the service must answer before it is called ready."""
 
 _CLOSING_S = 15.0
 """How long Serve may take to stop, in seconds."""
@@ -107,7 +110,7 @@ def _run(settings: Settings) -> None:
     from ray import serve as ray_serve
     from ray.serve.schema import LoggingConfig
 
-    from service.app import APPLICATION, build, grpc_options
+    from service.app import build, grpc_options
 
     if settings.ray_address == "local":
         cores = max(len(os.sched_getaffinity(0)), settings.ingress_replicas + settings.engine_replicas)
@@ -138,17 +141,25 @@ def _run(settings: Settings) -> None:
 
 def _await_serving(port: int) -> None:
     """Wait until the health service answers, through the port that callers use."""
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+    # HAProxy learns of the application by starting anew, and for a moment the one before, which knows none, may still
+    # take connections: ask a few times, each time on a new one.
+    row = 0
+    while row < _CHECKS_IN_A_ROW:
+        row = row + 1 if _serving(port) else 0
+        time.sleep(0.1)
+
+
+def _serving(port: int) -> bool:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
         request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
-        while True:
-            try:
-                reply = health.Check(request, timeout=2, wait_for_ready=True)
-            except grpc.RpcError:
-                time.sleep(0.1)
-                continue
-            if reply.status == health_pb2.HealthCheckResponse.SERVING:
-                return
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(
+                request, timeout=2, wait_for_ready=True, metadata=[("application", APPLICATION)]
+            )
+        except grpc.RpcError:
+            return False
+    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _shut_down() -> None:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 from google.protobuf import struct_pb2
 from numpy.typing import NDArray
-from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 
 from concepts.bank import Bank, Concept
 from concepts.errors import InvalidInput, UnknownClass, UnsupportedOption
@@ -30,6 +29,7 @@ from concepts.model import ModelSpec
 from concepts.preprocessing import Box
 from concepts.repository import BankSummary, BankVersion
 from service.overlay import overlay
+from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 
 _ORDERS: Mapping[int, Order] = {
     explanation_pb2.ORDER_UNSPECIFIED: "contribution",

@@ -10,9 +10,9 @@ from types import MappingProxyType
 
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from whence.v1 import explanation_service_pb2 as pb
 
 from concepts import errors
+from whence.v1 import explanation_service_pb2 as pb
 
 DOMAIN = "whence"
 """Domain of every ``google.rpc.ErrorInfo`` that this server sends."""

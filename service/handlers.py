@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from PIL import Image
-from whence.v1 import explanation_pb2, image_pb2
-from whence.v1 import explanation_service_pb2 as pb
 
 from concepts.errors import DeadlineExceeded, InvalidImage, InvalidInput, Overloaded
 from concepts.explanation import EngineRequest, ExplainOptions
@@ -21,6 +19,8 @@ from service.batcher import Pace
 from service.catalogue import Catalogue
 from service.explainer import EngineKey, Explains, Job
 from service.settings import Settings
+from whence.v1 import explanation_pb2, image_pb2
+from whence.v1 import explanation_service_pb2 as pb
 
 Value = TypeVar("Value")
 

@@ -12,7 +12,6 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2
-from whence.v1 import explanation_service_pb2 as pb
 
 from concepts.errors import InvalidInput, NotFound, NotImplementedHere, Overloaded
 from service.errors import Fault, fault
@@ -21,6 +20,7 @@ from service.metrics import Recorder
 from service.settings import Settings
 from service.stream import answers
 from service.wire import SERVICE_NAME, Malformed
+from whence.v1 import explanation_service_pb2 as pb
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
@@ -91,6 +91,8 @@ class Ingress:
         try:
             async for reply in answers(requests, self._stream_answer, in_flight=self._limits.stream_in_flight):
                 yield reply
+        except Exception as error:  # noqa: BLE001 - as in a single call, nothing may pass
+            _fail(grpc_context, fault(error, _request_id("", grpc_context)))
         finally:
             self._streams -= 1
 

@@ -13,7 +13,11 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+
 from whence.v1 import explanation_service_pb2
+
+APPLICATION = "whence"
+"""Name of the Serve application: what clients send as ``application`` metadata."""
 
 SERVICE = explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"]
 SERVICE_NAME: str = SERVICE.full_name

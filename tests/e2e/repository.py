@@ -22,7 +22,7 @@ PER_CLASS = 4
 """Concepts of each class."""
 
 
-def test_images(per_class: int = 1) -> list[Path]:
+def held_out(per_class: int = 1) -> list[Path]:
     """Return held-out images, the same number of every class."""
     folders = sorted((real_data() / "cifar10" / "test").iterdir())
     return [path for folder in folders for path in sorted(folder.glob("*.jpg"))[:per_class]]
@@ -40,7 +40,7 @@ def publish_bank(root: Path, name: str = "quick", seed: int = 0) -> Bank:
     """Freeze a bank of the stored ResNet-20 whose concepts are activations of real images, a few for each class."""
     repository = Repository(root)
     model = repository.load_model(MODEL)
-    images = test_images(per_class=PER_CLASS)
+    images = held_out(per_class=PER_CLASS)
     views = np.stack([model.spec.preprocessing.fit(Image.open(path).convert("RGB"))[0] for path in images])
     cut = model.cut(LAYER)
     with torch.no_grad():

@@ -1,0 +1,224 @@
+"""Between wire and domain: nothing is lost, nothing unknown passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import numpy as np
+import pytest
+
+from concepts import explanation as domain
+from concepts.bank import Bank, Concept, Exemplar
+from concepts.errors import InvalidInput, UnknownClass, UnsupportedOption
+from concepts.model import ModelSpec
+from concepts.preprocessing import Box, Preprocessing
+from concepts.repository import BankSummary, BankVersion
+from service import convert
+from whence.v1 import bank_pb2, explanation_pb2
+
+SPEC = ModelSpec("m", "demo.x:y", Preprocessing(20, 30), ("cat", "dog"), "w" * 64)
+VIEW = np.zeros((20, 30, 3), np.uint8)
+BOX = Box(1, 2, 31, 22)
+
+
+def make(cls: type, numbers: typing.Iterator[int]) -> typing.Any:
+    """Fill every field of a record with a value of its own, so that mixed up fields show."""
+    hints = typing.get_type_hints(cls)
+    values: dict[str, object] = {}
+    for field in dataclasses.fields(cls):
+        number = next(numbers)
+        hint = hints[field.name]
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        if typing.get_origin(hint) is typing.Literal:
+            values[field.name] = options[number % len(options)]
+        elif dataclasses.is_dataclass(hint):
+            values[field.name] = make(hint, numbers)  # type: ignore[arg-type]
+        elif typing.get_origin(hint) is tuple:
+            values[field.name] = tuple(make(options[0], numbers) for _ in range(3))
+        elif typing.get_origin(hint) is dict:
+            grids = {kind: np.full((4, 6), next(numbers) + 0.5, np.float32) for kind in ("contribution", "activation")}
+            values[field.name] = {kind: domain.ConceptMap(grid, 0.25) for kind, grid in grids.items()}
+        else:
+            plain = (options or [hint])[0]
+            values[field.name] = {float: number + 0.25, int: number, str: f"text {number}", bool: True}[plain]
+    return cls(**values)
+
+
+@pytest.fixture
+def explanation() -> domain.Explanation:
+    return typing.cast("domain.Explanation", make(domain.Explanation, iter(range(1, 10_000))))
+
+
+def compare(record: typing.Any, message: typing.Any, path: str = "") -> int:
+    """Check that a record and its message hold the same, field by field of equal name; return how many."""
+    seen = 0
+    for field in dataclasses.fields(record):
+        value, name = getattr(record, field.name), field.name
+        if name in ("model", "bank", "model_digest", "bank_digest", "stages", "maps", "batch_size"):
+            continue
+        theirs = getattr(message, name)
+        if dataclasses.is_dataclass(value):
+            seen += compare(value, theirs, f"{path}.{name}")
+        elif isinstance(value, tuple):
+            assert len(value) == len(theirs), f"{path}.{name}"
+            seen += sum(compare(one, other, f"{path}.{name}") for one, other in zip(value, theirs, strict=True))
+        elif name in ("exactness", "estimator"):
+            enum = {"exactness": explanation_pb2.Exactness, "estimator": explanation_pb2.Estimator}[name]
+            assert enum.Name(theirs) == f"{name}_{value}".upper()
+            seen += 1
+        else:
+            assert value == theirs, f"{path}.{name}"
+            seen += 1
+    return seen
+
+
+def test_every_field_of_an_explanation_arrives(explanation: domain.Explanation) -> None:
+    message = convert.explanation_to(explanation, view=VIEW, box=BOX, overlays=False)
+    assert compare(explanation, message) > 40
+    assert (message.model.name, message.model.digest) == (explanation.model, explanation.model_digest)
+    assert (message.bank.reference, message.bank.digest) == (explanation.bank, explanation.bank_digest)
+    assert (message.view.left, message.view.top, message.view.right, message.view.bottom) == BOX
+    for stage in ("trunk_ms", "head_ms", "codes_ms", "explain_ms", "batch_size"):
+        assert getattr(message.timings, stage) == getattr(explanation.stages, stage)
+    for score, theirs in zip(explanation.concepts, message.concepts, strict=True):
+        for (kind, values), sent in zip(score.maps.items(), theirs.maps, strict=True):
+            assert explanation_pb2.MapKind.Name(sent.kind) == f"MAP_KIND_{kind.upper()}"
+            assert (sent.height, sent.width, sent.encoding) == (4, 6, explanation_pb2.MAP_ENCODING_FLOAT16)
+            assert np.array_equal(np.frombuffer(sent.data, "<f2").reshape(4, 6), values.values)
+            assert sent.class_token == 0.25
+
+
+def test_what_is_absent_stays_absent(explanation: domain.Explanation) -> None:
+    report = domain.FaithfulnessReport(0.5, 0.0, "exact", "because")
+    bare = dataclasses.replace(explanation, unexplained=None, faithfulness=report)
+    message = convert.explanation_to(bare, view=VIEW, box=BOX, overlays=False)
+    assert not message.HasField("unexplained")
+    optional = [field.name for field in dataclasses.fields(report) if getattr(report, field.name) is None]
+    assert len(optional) == 6
+    assert not any(message.faithfulness.HasField(name) for name in optional)
+    assert message.faithfulness.constant == 0.0
+
+
+def test_overlays_have_the_size_of_the_view(explanation: domain.Explanation) -> None:
+    message = convert.explanation_to(explanation, view=VIEW, box=BOX, overlays=True)
+    sent = message.concepts[0].maps[0]
+    assert (sent.height, sent.width, sent.encoding) == (20, 30, explanation_pb2.MAP_ENCODING_PNG_OVERLAY)
+    assert sent.data.startswith(b"\x89PNG")
+
+
+def test_values_beyond_half_precision_do_not_become_infinite(explanation: domain.Explanation) -> None:
+    huge = domain.ConceptMap(np.array([[1e9, -1e9]], np.float32))
+    score = dataclasses.replace(explanation.concepts[0], maps={"activation": huge})
+    message = convert.explanation_to(
+        dataclasses.replace(explanation, concepts=(score,)), view=VIEW, box=BOX, overlays=False
+    )
+    sent = message.concepts[0].maps[0]
+    assert np.frombuffer(sent.data, "<f2").tolist() == [65504.0, -65504.0]
+    assert not sent.HasField("class_token")
+
+
+def test_an_empty_message_means_the_defaults() -> None:
+    assert convert.options_from(explanation_pb2.ExplainOptions(), top_k_limit=100) == domain.ExplainOptions()
+    assert convert.options_from(explanation_pb2.ExplainOptions(), top_k_limit=3).top_k == 3
+    assert convert.overlays_from(explanation_pb2.ExplainOptions()) is False
+
+
+def test_every_option_arrives() -> None:
+    message = explanation_pb2.ExplainOptions(
+        top_k=3,
+        order=explanation_pb2.ORDER_ACTIVATION,
+        estimator=explanation_pb2.ESTIMATOR_INTEGRATED,
+        maps=[explanation_pb2.MAP_KIND_INPUT, explanation_pb2.MAP_KIND_ACTIVATION, explanation_pb2.MAP_KIND_INPUT],
+        map_size=explanation_pb2.MAP_SIZE_IMAGE,
+        map_encoding=explanation_pb2.MAP_ENCODING_PNG_OVERLAY,
+        substitute=False,
+    )
+    expected = domain.ExplainOptions(3, "activation", "integrated", ("input", "activation"), "image", False)
+    assert convert.options_from(message, top_k_limit=100) == expected
+    assert convert.overlays_from(message) is True
+
+
+def test_every_value_of_every_enumeration_has_a_meaning() -> None:
+    for field, enum in (
+        ("order", explanation_pb2.Order),
+        ("estimator", explanation_pb2.Estimator),
+        ("map_size", explanation_pb2.MapSize),
+    ):
+        for value in enum.values():
+            convert.options_from(explanation_pb2.ExplainOptions(**{field: value}), top_k_limit=9)
+    for value in explanation_pb2.MapEncoding.values():
+        convert.overlays_from(explanation_pb2.ExplainOptions(map_encoding=value))
+    for value in explanation_pb2.MapKind.values():
+        if value:
+            convert.options_from(explanation_pb2.ExplainOptions(maps=[value]), top_k_limit=9)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_k": 0},
+        {"top_k": 101},
+        {"top_k": 10**6},
+        {"order": 99},
+        {"estimator": 99},
+        {"maps": [99]},
+        {"maps": [0]},
+        {"map_size": 99},
+    ],
+)
+def test_unknown_or_excessive_options_are_refused(fields: dict[str, typing.Any]) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        convert.options_from(explanation_pb2.ExplainOptions(**fields), top_k_limit=100)
+    assert next(iter(fields)) in refusal.value.message
+
+
+def test_targets() -> None:
+    target = explanation_pb2.Target
+    assert convert.target_from(target(), SPEC) is None
+    assert convert.target_from(target(index=0), SPEC) == 0
+    assert convert.target_from(target(name="dog"), SPEC) == 1
+    for wrong in (target(index=2), target(index=2**32 - 1), target(name="cow"), target(name="")):
+        with pytest.raises(UnknownClass):
+            convert.target_from(wrong, SPEC)
+
+
+def test_answers_that_would_be_too_large_are_refused_before_they_are_computed() -> None:
+    options = domain.ExplainOptions(top_k=10, maps=("activation",), map_size="image")
+    convert.check_reply_size(options, SPEC, overlays=False, limit=12_000)
+    for limit, overlays in ((11_999, False), (17_999, True)):
+        with pytest.raises(UnsupportedOption, match="fewer concepts"):
+            convert.check_reply_size(options, SPEC, overlays=overlays, limit=limit)
+    convert.check_reply_size(domain.ExplainOptions(top_k=10, maps=("activation",)), SPEC, overlays=False, limit=1)
+
+
+def test_models_banks_and_concepts() -> None:
+    model = convert.model_to(SPEC)
+    assert (model.name, model.digest, list(model.class_names)) == ("m", "w" * 64, ["cat", "dog"])
+    assert (model.input_height, model.input_width) == (20, 30)
+
+    manifest = {
+        "kind": "nmf",
+        "concept_count": 2,
+        "channels": 8,
+        "weights_digest": "w",
+        "metrics": {"error": 0.5, "classes": {"cat": 1}},
+        "configuration": {"seed": 3, "layers": ["a", None]},
+    }
+    summary = BankSummary(BankVersion("m", "l", "n", "d" * 64), manifest, 86_400.0)
+    bank = convert.bank_to(summary)
+    assert (bank.reference, bank.kind, bank.concept_count) == ("m/l/n", bank_pb2.BANK_KIND_NMF, 2)
+    assert bank.created == "1970-01-02T00:00:00+00:00"
+    assert bank.metrics["classes"]["cat"] == 1
+    assert bank.configuration["seed"] == 3
+
+    exemplar = Exemplar("exemplars/a.webp", "cat/1.jpg", Box(0, 1, 2, 3), 0.5)
+    concept = Concept(1, "ear", 1, {"importance": 0.25}, (exemplar, exemplar), parent=0)
+    owner = Bank("nmf", "m", "l", "n", "w", 8, (Concept(0), concept), {})
+    message = convert.concept_to(owner, concept, [b"webp"], SPEC)
+    assert (message.id, message.label, message.class_index, message.class_name) == (1, "ear", 1, "dog")
+    assert dict(message.statistics) == {"importance": 0.25}
+    assert [each.picture for each in message.exemplars] == [b"webp"]
+    assert (message.exemplars[0].source, message.exemplars[0].box.bottom) == ("cat/1.jpg", 3)
+    assert message.parent == 0
+    assert not convert.concept_to(owner, Concept(0), [], SPEC).HasField("class_index")
