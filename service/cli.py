@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import logging
 import os
 import signal
@@ -15,12 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
-import grpc
 import typer
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.health import serving
 from service.settings import Settings, SettingsError, load_settings
-from service.wire import APPLICATION, SERVICE_NAME
+from service.wire import APPLICATION
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -145,21 +145,8 @@ def _await_serving(port: int) -> None:
     # take connections: ask a few times, each time on a new one.
     row = 0
     while row < _CHECKS_IN_A_ROW:
-        row = row + 1 if _serving(port) else 0
+        row = row + 1 if serving(port) else 0
         time.sleep(0.1)
-
-
-def _serving(port: int) -> bool:
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
-        request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
-        try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(
-                request, timeout=2, wait_for_ready=True, metadata=[("application", APPLICATION)]
-            )
-        except grpc.RpcError:
-            return False
-    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _shut_down() -> None:
@@ -175,9 +162,11 @@ def _shut_down() -> None:
     if ray.is_initialized():
         # In a thread, not to wait for ever: where the signal went to all our processes, Ray's may be gone already.
         closing = threading.Thread(target=ray_serve.shutdown, daemon=True)
-        closing.start()
-        closing.join(_CLOSING_S)
-        ray.shutdown()
+        # Ray complains that its controller, which ends itself, has ended.
+        with contextlib.redirect_stderr(io.StringIO()):
+            closing.start()
+            closing.join(_CLOSING_S)
+            ray.shutdown()
     _end_orphans()
 
 
