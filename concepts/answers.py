@@ -90,7 +90,8 @@ def listing(
     by_activation = torch.tensor([o.order == "activation" for o in options], device=codes.ids.device)
     score = torch.where(by_activation.unsqueeze(1), codes.total(), contributions.total.abs())
     score = score.masked_fill(codes.ids == _EMPTY, -torch.inf)
-    slots = score.topk(min(max(o.top_k for o in options), score.shape[1]), dim=1).indices
+    # Sorted stably, so that equal scores come in the same order in any batch.
+    slots = score.argsort(dim=1, descending=True, stable=True)[:, : max(o.top_k for o in options)]
     maps: dict[tuple[MapKind, int, int], ConceptMap] = {}
     for kind, source in (("activation", codes), ("contribution", contributions.maps)):
         pairs = [

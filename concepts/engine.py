@@ -17,7 +17,14 @@ from concepts.answers import Findings
 from concepts.bank import Bank
 from concepts.codec import Codes
 from concepts.cut import Cut
-from concepts.errors import InvalidInput, NotImplementedHere, NumericalFailure, UnsupportedOption, WhenceError
+from concepts.errors import (
+    InvalidInput,
+    NotImplementedHere,
+    NumericalFailure,
+    UnknownClass,
+    UnsupportedOption,
+    WhenceError,
+)
 from concepts.explanation import EngineRequest, Estimator, ExplainOptions, Explanation, StageTimes
 from concepts.model import Model
 
@@ -81,6 +88,8 @@ class Engine:
 
         Raises
         ------
+        UnknownClass
+            If the model has no such class.
         UnsupportedOption
             If the bank cannot do what the options ask.
         NotImplementedHere
@@ -199,14 +208,19 @@ class Engine:
             else:
                 try:
                     self._check_target(target)
-                except UnsupportedOption as unsupported:
-                    error = unsupported
+                except WhenceError as refusal:
+                    error = refusal
             targets.append(target if error is None else spare)
             errors.append(error)
         return torch.tensor(targets, device=logits.device), errors
 
     def _check_target(self, target: int) -> None:
         classes, names = self.codec.classes(), self.model.spec.class_names
+        if not 0 <= target < len(names):
+            raise UnknownClass(
+                f"model {self.model.spec.name!r} has classes 0 to {len(names) - 1}, not {target}",
+                model=self.model.spec.name,
+            )
         if classes is not None and target not in classes:
             some = ", ".join(repr(names[c]) for c in sorted(classes)[:10])
             raise UnsupportedOption(

@@ -19,6 +19,8 @@ KKT_TOLERANCE = 1e-9
 _GRADIENT_STEPS = 24
 _FULL_EXCHANGES = 3
 _MAX_PIVOTS = 200
+_MAX_ELEMENTS = 2**23
+"""Of the Gram matrices gathered at once, one a row: bounds the memory to some hundred MB."""
 
 
 class Solution(NamedTuple):
@@ -27,7 +29,7 @@ class Solution(NamedTuple):
     codes: Tensor
     """``[G, N, K]``, float64, ≥ 0."""
     violation: Tensor
-    """``[G]``: the largest ``|min(z, Qz − b)|`` of the group's rows relative to the row's ``max |b|``."""
+    """``[G, N]``: the row's largest ``|min(z, Qz − b)|`` relative to its ``max |b|``, for atoms scaled to length one."""
 
 
 def solve(gram: Tensor, b: Tensor) -> Solution:
@@ -49,15 +51,14 @@ def solve(gram: Tensor, b: Tensor) -> Solution:
     gram, b = gram.double(), b.double()
     diagonal = gram.diagonal(dim1=1, dim2=2)
     absent = diagonal <= 0
-    b = b.masked_fill(absent.unsqueeze(1), -1.0) if bool(absent.any()) else b
     # Unit diagonal: the scale of atoms does not matter to the active set, and a tiny ridge settles duplicates.
     root = diagonal.masked_fill(absent, 1.0).sqrt()
     scaled = gram / (root.unsqueeze(1) * root.unsqueeze(2))
     scaled.diagonal(dim1=1, dim2=2).fill_(1.0 + 1e-12)
-    c = b / root.unsqueeze(1)
+    # An absent atom with a right-hand side of zero keeps the code zero.
+    c = (b / root.unsqueeze(1)).masked_fill(absent.unsqueeze(1), 0.0)
     z = _pivot(scaled, c, _projected_gradient(scaled, c) > 0)
-    codes = (z / root.unsqueeze(1)).masked_fill(absent.unsqueeze(1), 0.0)
-    return Solution(codes, _violation(scaled, c, z).amax(1) if b.shape[1] else b.new_zeros(len(b)))
+    return Solution(z / root.unsqueeze(1), _violation(scaled, c, z))
 
 
 def _violation(q: Tensor, c: Tensor, z: Tensor) -> Tensor:
@@ -85,7 +86,14 @@ def _pivot(q: Tensor, c: Tensor, passive: Tensor) -> Tensor:
     """Exchange infeasible variables between the passive and the active set until every row is optimal."""
     groups, rows, k = c.shape
     group = torch.arange(groups, device=c.device).repeat_interleave(rows)
-    c, passive = c.reshape(-1, k), passive.reshape(-1, k)
+    size = max(_MAX_ELEMENTS // (k * k), 1)
+    chunks = zip(group.split(size), c.reshape(-1, k).split(size), passive.reshape(-1, k).split(size), strict=True)
+    return torch.cat([_pivot_rows(q, *chunk) for chunk in chunks]).view(groups, rows, k)
+
+
+def _pivot_rows(q: Tensor, group: Tensor, c: Tensor, passive: Tensor) -> Tensor:
+    """Do it for rows ``[R, K]`` of any groups, int64 ``[R]``; edits ``passive``."""
+    k = c.shape[1]
     solution = torch.zeros_like(c)
     open_rows = torch.arange(len(c), device=c.device)
     fewest = torch.full((len(c),), k + 1, device=c.device)
@@ -109,7 +117,7 @@ def _pivot(q: Tensor, c: Tensor, passive: Tensor) -> Tensor:
         exchange = torch.where((left >= 0).unsqueeze(1), infeasible, infeasible & last)
         passive[open_rows] = now ^ exchange
         open_rows = open_rows[count > 0]
-    return solution.view(groups, rows, k)
+    return solution
 
 
 def _last_true(mask: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class NmfCodec:
     needs_non_negative = True
 
     def __init__(self, dictionary: Tensor, concept_classes: Sequence[int | None]) -> None:
-        if dictionary.ndim != 2 or len(dictionary) != len(concept_classes):
+        if dictionary.ndim != 2 or not len(dictionary) or len(dictionary) != len(concept_classes):
             raise CorruptData(
                 f"a dictionary of shape {list(dictionary.shape)} cannot hold {len(concept_classes)} concepts"
             )
@@ -85,14 +85,13 @@ class NmfCodec:
         """
         rows = self._rows(targets)
         if len(self._dictionaries) == 1:  # one dictionary: one Gram matrix for the whole batch
-            b = positions @ self._dictionaries[0].T
+            b = positions.double() @ self._dictionaries[0].double().T
             solution = nnls.solve(self._grams, b.flatten(0, 1).unsqueeze(0))
-            codes = solution.codes.view(b.shape)
-            tolerance = solution.violation.expand(len(positions))
         else:
-            solution = nnls.solve(self._grams[rows], positions @ self._dictionaries[rows].mT)
-            codes, tolerance = solution
-        return Codes(codes.to(positions.dtype), self._ids[rows], tolerance)
+            b = positions.double() @ self._dictionaries[rows].double().mT
+            solution = nnls.solve(self._grams[rows], b)
+        tolerance = solution.violation.view(b.shape[:2]).amax(1)
+        return Codes(solution.codes.view(b.shape).to(positions.dtype), self._ids[rows], tolerance)
 
     def combine(self, codes: Codes, weights: Tensor | None = None) -> Tensor:
         """See ``Codec.combine``."""
