@@ -89,6 +89,9 @@ class Cut:
         If the model does not map a batch to ``[B, n_classes]``.
     """
 
+    _widened = False
+    """Whether the head sees as many copies of the example as it has rows, for models that count images at the start."""
+
     def __init__(self, module: nn.Module, layer: str, example: Tensor) -> None:
         self._module, self._layer = module, layer
         self._target = _find(module, layer)
@@ -151,12 +154,13 @@ class Cut:
         a
             Activations ``[N, …]`` as ``trunk`` gives them; N is free. Never edited. Gradients flow where enabled.
         """
+        rows = len(a) if self._widened else 1
         with ExitStack() as patches:
             for module, answer in self._answers.items():
-                patches.enter_context(_answering(module, answer))
+                patches.enter_context(_answering(module, partial(_widen, answer, rows)))
             # The clone keeps in-place operations of the head away from the caller's tensor.
             patches.enter_context(_answering(self._target, a.clone))
-            logits: Tensor = self._module(self._example)
+            logits: Tensor = self._module(_widen(self._example, rows))
         return logits
 
     def linearised(self) -> AbstractContextManager[Any]:
@@ -187,6 +191,8 @@ class Cut:
         with torch.enable_grad(), self.linearised():
             leaf = a.detach().requires_grad_()
             logits = self.head(leaf)
+        if not logits.requires_grad:
+            raise InvalidCut(f"no gradient flows from the logits back to layer {self._layer!r}", layer=self._layer)
 
         def gradient_of(targets: Tensor) -> Tensor:
             chosen = logits.gather(1, targets.view(-1, 1)).sum()
@@ -210,12 +216,8 @@ class Cut:
             return p.reshape(len(p), *self.layout.grid, -1)
         return p if self.layout.order == "btc" else p.squeeze(1)
 
-    @property
-    def _answers(self) -> dict[nn.Module, Callable[[], Any]]:
-        return self._recorded
-
     def _record(self, trace: _Trace) -> None:
-        self._recorded = trace.answers_before(self._layer)
+        self._answers = trace.answers_before(self._layer)
 
 
 class _Call(NamedTuple):
@@ -232,19 +234,21 @@ class _Trace(NamedTuple):
     def count(self, layer: str) -> int:
         return sum(call.name == layer for call in self.calls)
 
-    def answers_before(self, layer: str) -> dict[nn.Module, Callable[[], Any]]:
+    def answers_before(self, layer: str) -> dict[nn.Module, Any]:
         """Return the outermost modules that ran once and ended before the layer did, with their answers."""
         end = next(i for i, call in enumerate(self.calls) if call.name == layer)
         done = {call.name: call for call in self.calls[:end]}
         return {
-            call.module: partial(_identity, call.output)
+            call.module: call.output
             for name, call in done.items()
             if self.count(name) == 1 and not name.startswith(layer + ".") and not _inside_any(name, done)
         }
 
 
-def _identity(value: Any) -> Any:
-    return value
+def _widen(value: Any, rows: int) -> Any:
+    """Let one image's tensor stand for that many rows, without a copy."""
+    one = isinstance(value, Tensor) and value.ndim > 0 and len(value) == 1
+    return value.expand(rows, *value.shape[1:]) if one and rows > 1 else value
 
 
 def _inside_any(name: str, others: dict[str, Any]) -> bool:
@@ -269,11 +273,15 @@ def _trace(module: nn.Module, x: Tensor) -> _Trace:
 @contextmanager
 def _answering(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
     """Let a module give a ready answer instead of running."""
+    own = vars(module).get("forward")  # an instance may carry one of its own already
     module.forward = lambda *_inputs, **_options: answer()
     try:
         yield
     finally:
-        del module.forward
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def _find(module: nn.Module, layer: str) -> nn.Module:
@@ -308,19 +316,24 @@ def _problem(cut: Cut, trace: _Trace, example: Tensor, logits: Tensor) -> str | 
     if not isinstance(call.output, Tensor) or not 2 <= call.output.ndim <= 4 or call.output.shape[0] != 1:
         return "does not answer with one tensor of activations"
     cut._record(trace)
+    activation = cut.trunk(example)
     # The answers come from the first example, the activation from the second: whatever else reaches the head shows.
+    if not _reproduces(cut, activation[1:], logits[1:]):
+        return "is bypassed by another path to the logits"
+    cut._widened = not _reproduces(cut, activation, logits)
+    if cut._widened and not _reproduces(cut, activation, logits):
+        return "is followed by code that takes the number of images from before it, and not from its output"
+    return None
+
+
+def _reproduces(cut: Cut, activation: Tensor, logits: Tensor) -> bool:
     try:
         with torch.no_grad():
-            reproduced = cut.head(cut.trunk(example)[1:])
+            reproduced = cut.head(activation)
     except RuntimeError:
-        return "is bypassed by another path to the logits"
-    scale = float(logits.abs().max().clamp_min(1e-6))
-    if (
-        reproduced.shape != logits[1:].shape
-        or float((reproduced - logits[1:]).abs().max()) > RELATIVE_TOLERANCE * scale
-    ):
-        return "is bypassed by another path to the logits"
-    return None
+        return False
+    error = (reproduced - logits).abs().max() if reproduced.shape == logits.shape else math.inf
+    return bool(error <= RELATIVE_TOLERANCE * logits.abs().max().clamp_min(1e-6))
 
 
 def _nearest_valid(
