@@ -18,14 +18,12 @@ from safetensors.torch import load_file
 import whence
 from concepts.model import ModelSpec
 from concepts.repository import Repository
+from demo.attributes import CLASS_NAMES
 from demo.folder import write_folder
 from demo.models import MODELS
 from demo.page import Shown, write_page
 from demo.serving import serving
-from demo.world import World
 
-TRAINING_IMAGES = 1400
-HELD_OUT_IMAGES = 420
 EXPLAINED = 6
 """Held-out images that each model explains."""
 
@@ -36,14 +34,18 @@ def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description="Learn banks for the demo's models, serve them, explain images.")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to; emptied first")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--training-images", type=int, default=1400, help="images to learn from")
+    parser.add_argument("--held-out-images", type=int, default=420, help="images to measure and explain")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
     start = time.monotonic()
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
     _say("Drawing images of the known-concepts world …")
-    training = write_folder(out / "images", "train", TRAINING_IMAGES, World())
-    held_out = write_folder(out / "images", "heldout", HELD_OUT_IMAGES, World())
+    training = write_folder(out / "images", "train", arguments.training_images)
+    held_out = write_folder(out / "images", "heldout", arguments.held_out_images)
+    (out / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))
     repository = out / "repository"
     publish_models(repository)
     refusals = {name: train(name, training, held_out, repository) for name in MODELS}
