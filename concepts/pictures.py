@@ -1,4 +1,4 @@
-"""From the bytes of a file to upright RGB pixels: one rule for the images that teach and the images that are explained."""
+"""From the bytes of a file to upright RGB pixels: one rule for images that teach and images to explain."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _within: list[warnings.catch_warnings[None]] = []
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silence warnings; they are switched for the process, so the first thread in does it and the last one out undoes it."""
+    """Silence warnings: for the whole process, so the first thread in does it and the last one out undoes it."""
     with _switch:
         _within.append(_within[0] if _within else warnings.catch_warnings())
         if len(_within) == 1:

@@ -1,4 +1,4 @@
-"""CRAFT's crops: overlapping squares of the model's view, enlarged to its input size (arXiv 2211.10154, section 3.1)."""
+"""CRAFT's crops: overlapping squares of the model's view, enlarged to its size (arXiv 2211.10154, section 3.1)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ class CropGrid:
     width: int
     patch_size: int
     """Side of a crop, in pixels of the view."""
+    enlarge: bool = True
+    """Whether crops are enlarged to the size of the view, as in CRAFT."""
 
     @classmethod
-    def of(cls, preprocessing: Preprocessing, patch_size: int) -> CropGrid:
+    def of(cls, preprocessing: Preprocessing, patch_size: int, enlarge: bool = True) -> CropGrid:
         """Return the grid for a model's view.
 
         Raises
@@ -35,7 +37,7 @@ class CropGrid:
                 f"a patch of {patch_size} pixels does not fit the model's view of {height}×{width}: "
                 f"ask for 2 to {min(height, width)}"
             )
-        return cls(height, width, patch_size)
+        return cls(height, width, patch_size, enlarge)
 
     @property
     def stride(self) -> int:
@@ -58,7 +60,7 @@ class CropGrid:
         return self.rows * self.columns
 
     def crops(self, inputs: Tensor) -> Tensor:
-        """Cut all crops of some images and enlarge them bilinearly to the size of the view.
+        """Cut all crops of some images, enlarged bilinearly to the size of the view if ``enlarge``.
 
         Parameters
         ----------
@@ -67,10 +69,13 @@ class CropGrid:
 
         Returns
         -------
-        ``[B · count, C, height, width]``, image by image, each from the upper left along rows.
+        ``[B · count, C, height, width]``, or ``[B · count, C, patch_size, patch_size]``; image by image, each from the
+        upper left along rows.
         """
         patches = inputs.unfold(2, self.patch_size, self.stride).unfold(3, self.patch_size, self.stride)
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+        if not self.enlarge:
+            return patches
         return functional.interpolate(patches, size=(self.height, self.width), mode="bilinear", align_corners=False)
 
     def box(self, index: int, view: Box) -> Box:

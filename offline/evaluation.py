@@ -77,7 +77,9 @@ def collect(
     return found
 
 
-def class_metrics(evidence: Evidence, importance: Tensor, dictionary: Tensor, labels: Tensor | None) -> dict[str, float]:
+def class_metrics(
+    evidence: Evidence, importance: Tensor, dictionary: Tensor, labels: Tensor | None
+) -> dict[str, float]:
     """Return the metrics of one class's concepts by name (methods section 6).
 
     Parameters

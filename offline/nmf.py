@@ -13,7 +13,7 @@ from concepts.errors import NotTrainable
 Start = Literal["nndsvda", "random"]
 
 _INNER_SWEEPS = 2
-"""Sweeps over the components per Gram matrix: products with A cost more than sweeps (Gillis & Glineur 2012, section 4)."""
+"""Sweeps per Gram matrix: products with A cost more than sweeps (Gillis & Glineur 2012, section 4)."""
 _CHECK_EVERY = 10
 """Iterations between two looks at the projected gradient."""
 
@@ -89,7 +89,13 @@ def factorise(
 
 
 def best_of(
-    rows: Tensor, rank: int, *, random_starts: int = 2, seed: int = 0, tolerance: float = 1e-5, max_iterations: int = 2000
+    rows: Tensor,
+    rank: int,
+    *,
+    random_starts: int = 4,
+    seed: int = 0,
+    tolerance: float = 1e-5,
+    max_iterations: int = 2000,
 ) -> Factorisation:
     """Factorise one matrix from the singular vectors and from random starts, and return the best.
 
@@ -149,8 +155,8 @@ class _State:
     U: Tensor
     """Transposed: ``[B, K, N]``, so that a component is contiguous."""
     W: Tensor
-    ahead_U: Tensor
-    ahead_W: Tensor
+    U_ahead: Tensor
+    W_ahead: Tensor
     error: Tensor
     momentum: Tensor
     limit: Tensor
@@ -162,18 +168,18 @@ class _State:
 
     def advance(self) -> None:
         """Update both factors from their extrapolated places; where that raised the error, forget the momentum."""
-        U = _sweep(self.ahead_U, self.ahead_W @ self.A.mT, self.ahead_W @ self.ahead_W.mT)
-        ahead_U = (U + self.momentum * (U - self.U)).clamp_min(0)
-        UA, UU = ahead_U @ self.A, ahead_U @ ahead_U.mT
-        W = _sweep(self.ahead_W, UA, UU)
-        ahead_W = (W + self.momentum * (W - self.W)).clamp_min(0)
+        U = _sweep(self.U_ahead, self.W_ahead @ self.A.mT, self.W_ahead @ self.W_ahead.mT)
+        U_ahead = (U + self.momentum * (U - self.U)).clamp_min(0)
+        UA, UU = U_ahead @ self.A, U_ahead @ U_ahead.mT
+        W = _sweep(self.W_ahead, UA, UU)
+        W_ahead = (W + self.momentum * (W - self.W)).clamp_min(0)
         # ‖A − UW‖² less ‖A‖²
         error = ((UU @ W - 2 * UA) * W).sum(dim=(1, 2), keepdim=True)
         worse = error > self.error
         self.limit = torch.where(worse, self.momentum, (1.01 * self.limit).clamp_max(1.0))
         self.momentum = torch.where(worse, self.momentum / 1.5, torch.minimum(1.05 * self.momentum, self.limit))
         self.error = error
-        self.ahead_U, self.ahead_W = torch.where(worse, U, ahead_U), torch.where(worse, W, ahead_W)
+        self.U_ahead, self.W_ahead = torch.where(worse, U, U_ahead), torch.where(worse, W, W_ahead)
         self.U, self.W = U, W
 
     def residual(self) -> Tensor:
@@ -209,15 +215,17 @@ def _validate(batch: Tensor, rank: int) -> None:
 
 
 def _sweep(factor: Tensor, target: Tensor, gram: Tensor) -> Tensor:
-    """Update the rows of a factor ``[B, K, M]`` one after the other, given ``gram [B, K, K]`` and ``target [B, K, M]``."""
+    """Update a factor's rows ``[B, K, M]`` one by one, given ``gram [B, K, K]`` and ``target [B, K, M]``."""
     factor = factor.clone()
-    diagonal = gram.diagonal(dim1=1, dim2=2)
+    diagonal = gram.diagonal(dim1=1, dim2=2).unsqueeze(2)
     # A component whose partner is zero has no effect: any value minimises, so it keeps its own.
     inverse = torch.where(diagonal > torch.finfo(gram.dtype).tiny, 1.0 / diagonal, 0.0)
+    target = target * inverse
+    others = gram * inverse - torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     for _ in range(_INNER_SWEEPS):
         for k in range(factor.shape[1]):
-            step = target[:, k] - (gram[:, k, None] @ factor)[:, 0]
-            factor[:, k] = (factor[:, k] + step * inverse[:, k, None]).clamp_min(0)
+            here = slice(k, k + 1)
+            factor[:, here] = torch.baddbmm(target[:, here], others[:, here], factor, alpha=-1).clamp_min_(0)
     return factor
 
 
@@ -261,7 +269,7 @@ def _nndsvda(batch: Tensor, rank: int, probe: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _leading_svd(batch: Tensor, probe: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Randomised range finder with power iterations, then a small exact SVD (Halko et al. 2011, algorithms 4.4, 5.1)."""
+    """Return leading singular triplets: randomised subspace iteration (Halko et al. 2011, algorithms 4.4, 5.1)."""
     basis = torch.linalg.qr(batch @ probe).Q
     for _ in range(4):
         basis = torch.linalg.qr(batch.mT @ basis).Q

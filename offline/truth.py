@@ -1,7 +1,7 @@
 """Known concepts of a probe set: which attributes its images show, and where.
 
 A folder of images may hold ``truth.json`` (``attributes``: A names; ``files``: n keys in the order of the tensors) and
-``truth.safetensors`` (``attributes``: uint8 ``[n, A]``; ``masks``: uint8 ``[n, A, H, ⌈W/8⌉]``, the pixels that show each
+``truth.safetensors`` (``attributes``: uint8 ``[n, A]``; ``masks``: uint8 ``[n, A, H, ⌈W/8⌉]``, the pixels of each
 attribute, eight to a byte along the rows, the leftmost in the highest bit).
 """
 

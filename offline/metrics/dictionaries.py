@@ -37,7 +37,8 @@ def largest_cosine(dictionary: Tensor) -> float:
 
 def matched_cosine(first: Tensor, second: Tensor) -> float:
     """Return the mean cosine of the rows of two dictionaries ``[K, C]``, matched one to one for the largest sum."""
-    cosines = (functional.normalize(first.double(), dim=1) @ functional.normalize(second.double(), dim=1).T).cpu().numpy()
+    unit = [functional.normalize(dictionary.double(), dim=1) for dictionary in (first, second)]
+    cosines = (unit[0] @ unit[1].T).cpu().numpy()
     rows, columns = linear_sum_assignment(-cosines)
     return float(np.mean(cosines[rows, columns]))
 

@@ -1,0 +1,133 @@
+"""What commands print: tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Table
+
+from concepts.bank import Bank
+from concepts.cut import CutLayer
+from concepts.model import ModelSpec
+from concepts.repository import BankSummary
+from offline.trainers import Outcome
+
+_CLASS_COLUMNS = {
+    "training_images": "images",
+    "training_crops": "crops",
+    "relative_error": "rel. error",
+    "kl": "KL",
+    "top1_agreement": "top-1 kept",
+    "deletion_aopc": "C-Del",
+    "insertion_auc": "C-Ins",
+    "gini": "Gini",
+    "stability": "stability",
+}
+_COUNTS = {"training_images", "training_crops"}
+
+
+def outcome(result: Outcome, class_names: tuple[str, ...]) -> Table:
+    """Return one row a class: size, metrics on held-out images, the most important concepts."""
+    table = Table(title=f"{result.bank.reference} @ {result.bank.digest[:12]}", title_justify="left")
+    table.add_column("class", no_wrap=True)
+    for title in _CLASS_COLUMNS.values():
+        table.add_column(title, justify="right")
+    table.add_column("most important", no_wrap=True)
+    metrics = result.bank.metrics
+    for name, row in metrics["classes"].items():
+        table.add_row(name, *_cells(row), _best(result.bank, class_names.index(name)))
+    table.add_section()
+    table.add_row("mean", *_cells(metrics["mean"]), "")
+    for name, reason in result.skipped_classes.items():
+        table.add_row(name, *[""] * len(_CLASS_COLUMNS), f"[yellow]skipped:[/] {reason}")
+    return table
+
+
+def banks(summaries: Iterable[BankSummary]) -> Table:
+    """Return one row a bank."""
+    table = Table("bank", "digest", "kind", "concepts", "top-1 kept", "published")
+    for summary in summaries:
+        manifest = summary.manifest
+        kept = manifest["metrics"].get("mean", {}).get("top1_agreement")
+        table.add_row(
+            summary.version.reference,
+            summary.version.digest[:12],
+            manifest["kind"],
+            str(manifest["concept_count"]),
+            "" if kept is None else f"{kept:.3f}",
+            _time(summary.published),
+        )
+    return table
+
+
+def models(specs: Iterable[ModelSpec]) -> Table:
+    """Return one row a model."""
+    table = Table("model", "architecture", "input", "classes", "weights")
+    for spec in specs:
+        size = f"{spec.preprocessing.height}×{spec.preprocessing.width}"
+        table.add_row(spec.name, spec.architecture, size, str(len(spec.class_names)), spec.weights_digest[:12])
+    return table
+
+
+def layers(found: Iterable[CutLayer]) -> Table:
+    """Return one row a layer."""
+    table = Table("layer", "channels", "grid", "tokens", "non-negative")
+    for layer in found:
+        grid = f"{layer.layout.grid[0]}×{layer.layout.grid[1]}"
+        sign = "yes" if layer.non_negative else "no"
+        table.add_row(layer.name, str(layer.layout.channels), grid, str(layer.layout.tokens or ""), sign)
+    return table
+
+
+def facts(bank: Bank, published: float) -> Table:
+    """Return what a bank is, how it was learned and how good it is: one row a fact."""
+    table = Table("fact", "value", title=f"{bank.reference} @ {bank.digest}", title_justify="left")
+    rows: dict[str, Any] = {
+        "kind": bank.kind,
+        "concepts": len(bank.concepts),
+        "channels": bank.channels,
+        "published": _time(published),
+        "weights": bank.weights_digest,
+        "data": bank.data_fingerprint,
+        **{f"configuration: {name}": value for name, value in bank.configuration.items()},
+        **{f"mean {name}": _number(value) for name, value in bank.metrics.get("mean", {}).items()},
+        **{
+            f"localisation {name}": _number(value)
+            for name, value in bank.metrics.get("localisation", {}).items()
+            if isinstance(value, float)
+        },
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def concepts(bank: Bank, class_names: tuple[str, ...]) -> Table:
+    """Return one row a concept."""
+    names = sorted({name for concept in bank.concepts for name in concept.statistics})
+    table = Table("id", "class", "label", *names, "exemplars")
+    for concept in bank.concepts:
+        owner = "" if concept.class_index is None else class_names[concept.class_index]
+        numbers = [_number(concept.statistics.get(name)) for name in names]
+        table.add_row(str(concept.id), owner, concept.label, *numbers, str(len(concept.exemplars)))
+    return table
+
+
+def _cells(row: Mapping[str, float]) -> list[str]:
+    return [f"{row[n]:.0f}" if n in row and n in _COUNTS else _number(row.get(n)) for n in _CLASS_COLUMNS]
+
+
+def _best(bank: Bank, class_index: int, count: int = 3) -> str:
+    own = [concept for concept in bank.concepts if concept.class_index == class_index]
+    own.sort(key=lambda concept: -concept.statistics["importance"])
+    return " ".join(f"#{concept.id} ({concept.statistics['importance']:.2f})" for concept in own[:count])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,123 @@
+"""Metrics against cases computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from offline.metrics import curves, dictionaries, fidelity, localisation, sparsity, usage
+from offline.metrics.reconstruction import ReconstructionError
+
+
+def tensor(*rows: object) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_reconstruction_error_adds_up_over_batches():
+    a = tensor([3.0, 0.0], [1.0, 4.0], [2.0, 2.0])
+    reconstruction = tensor([3.0, 0.0], [1.0, 2.0], [1.0, 2.0])
+    error = ReconstructionError()
+    error.add(a[:2], reconstruction[:2])
+    error.add(a[2:], reconstruction[2:])
+    assert error.relative_error() == pytest.approx(math.sqrt(5 / 34))
+    assert error.mse() == pytest.approx(5 / 6)
+    # Channel means are 2 and 2: spread 1 + 1 + 0 and 4 + 4 + 0.
+    assert error.variance_explained() == pytest.approx(1 - 5 / 10)
+
+
+def test_kl_agreement_and_accuracy():
+    logits = tensor([0.0, 0.0], [math.log(3.0), 0.0])
+    reconstructed = tensor([math.log(3.0), 0.0], [0.0, math.log(3.0)])
+    expected = [0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), 0.75 * math.log(3) - 0.25 * math.log(3)]
+    torch.testing.assert_close(fidelity.kl_divergence(logits, reconstructed), tensor(*expected))
+    assert fidelity.agreement(logits, reconstructed) == 0.5
+    assert fidelity.accuracy(reconstructed, torch.tensor([0, 0])) == 0.5
+
+
+def test_deletion_and_insertion_curves():
+    masks = curves.deletion_masks(tensor(0.1, 0.7, 0.2))
+    assert masks.tolist() == [[1, 1, 1], [1, 0, 1], [1, 0, 0], [0, 0, 0]]
+    assert curves.deletion_aopc(tensor(1.0, 0.5, 0.25, 0.0)) == pytest.approx((0.5 + 0.75 + 1.0) / 5)
+    assert curves.insertion_auc(tensor(0.0, 1.0, 1.0, 1.0)) == pytest.approx(2.5 / 3)
+
+
+def test_gini():
+    assert sparsity.gini(tensor(1.0, 1.0, 1.0, 1.0)) == pytest.approx(0)
+    assert sparsity.gini(tensor(0.0, 0.0, 5.0, 0.0)) == pytest.approx(0.75)
+    assert sparsity.gini(tensor(3.0, 1.0)) == pytest.approx(0.25)
+    assert sparsity.gini(tensor(0.0, 0.0)) == 0
+
+
+def test_counts_of_active_concepts():
+    active = torch.tensor([[4, 0, 1], [2, 0, 0]])  # of 4 positions
+    assert sparsity.density(active, 4) == pytest.approx(7 / 24)
+    assert sparsity.l0_per_position(active, 4) == pytest.approx(7 / 8)
+    assert sparsity.l0_per_image(active) == pytest.approx(1.5)
+    assert sparsity.active_share(active).tolist() == [1, 0, 0.5]
+    assert sparsity.alive_share(active) == pytest.approx(2 / 3)
+    assert sparsity.always_on_share(active) == pytest.approx(1 / 3)
+
+
+def test_concepts_for_share_of_the_positive_contribution():
+    contributions = tensor([5.0, 3.0, 2.0, -9.0], [10.0, 0.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -1.0], [1.0, 1.0, 1.0, 1.0])
+    assert sparsity.concepts_for_share(contributions).tolist() == [2, 1, 0, 4]
+
+
+def test_dictionary_health():
+    assert dictionaries.hoyer(tensor([0.0, 0.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0] * 4)) == pytest.approx(0.5)
+    assert dictionaries.largest_cosine(tensor([1.0, 0.0], [0.0, 2.0], [3.0, 4.0])) == pytest.approx(0.8)
+
+
+def test_stability_matches_before_it_compares():
+    base = tensor([1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
+    swapped = tensor([0.0, 5.0, 0.0], [3.0, 0.0, 0.0])
+    turned = tensor([0.0, 0.6, 0.8], [1.0, 0.0, 0.0])
+    assert dictionaries.matched_cosine(base, swapped) == pytest.approx(1)
+    assert dictionaries.stability([base, swapped, turned]) == pytest.approx((1 + 0.8 + 0.8) / 3)
+
+
+def test_prevalence_and_reliability():
+    contributions = tensor([3.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 5.0, 1.0], [4.0, 0.0, 0.0])
+    correct = torch.tensor([True, False, True, True])
+    assert usage.prevalence(contributions).tolist() == [0.75, 0.25, 0]
+    reliability = usage.reliability(contributions, correct)
+    assert reliability[:2].tolist() == pytest.approx([2 / 3, 1])
+    assert reliability[2].isnan()
+
+
+def test_auroc_equals_scikit_learn_with_ties():
+    g = np.random.default_rng(0)
+    scores, present = g.integers(0, 5, (40, 3)).astype(float), g.random((40, 2)) < 0.4
+    table = localisation.auroc(torch.from_numpy(scores), torch.from_numpy(present))
+    expected = [[roc_auc_score(present[:, a], scores[:, k]) for a in range(2)] for k in range(3)]
+    np.testing.assert_allclose(table.numpy(), expected)
+
+
+def test_matching_is_one_to_one_and_leaves_out_what_never_changes():
+    present = torch.tensor([[1, 0, 1], [1, 1, 1], [0, 0, 1], [0, 1, 1]]).bool()
+    # Concept 2 is best for both attributes; concept 0 nearly as good for the first; the third attribute is always there.
+    scores = torch.stack([present[:, 0] + tensor(0.0, 0.0, 0.0, 1.0), torch.zeros(4), present[:, 1] * 1.0], dim=1)
+    matching = localisation.match(scores, present)
+    assert matching.attributes.tolist() == [0, 1]
+    assert matching.concepts.tolist() == [0, 2]
+    assert matching.auroc.tolist() == [0.75, 1.0]
+
+
+def test_pointing_game_and_iou():
+    heatmaps = torch.zeros(2, 4, 4)
+    heatmaps[0, :2, :2] = 3.0
+    heatmaps[0, 0, 2] = 1.0
+    heatmaps[1, 3, 3] = 3.0
+    heatmaps[1, 3, 2] = 2.0
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, :2, :2] = True
+    masks[1, 3, 1:3] = True
+    assert localisation.pointing_game(heatmaps, masks).tolist() == [True, False]
+    # At 3: 1 and 0; at 2: 1 and 1/3; at 1: 4/5 and 1/3.
+    assert localisation.best_iou(heatmaps, masks) == pytest.approx((1 + 1 / 3) / 2)
+    assert localisation.best_iou(torch.zeros(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)) == 0
