@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from concepts.codec import Codec, Codes
@@ -14,7 +15,9 @@ from concepts.cut import Cut
 INTEGRATION_TOLERANCE = 0.01
 """Relative integration error at which no further head passes are made."""
 
-_INTEGRATION_STEPS = (8, 16, 32, 64, 128)
+_INTEGRATION_STEPS = (4, 8, 16, 32, 64, 128)
+"""Halves of the numbers of intervals that are tried."""
+
 _ABLATION_ROWS = 256
 
 
@@ -43,8 +46,8 @@ def integrated(
 ) -> Contributions:
     """Integrate the gradient along the codes: ``a_s = a − (1 − s)·â`` for s from 0 to 1.
 
-    The contributions add up to ``h(a)_t − h(a − â)_t`` for any head, up to the integration error; Gauss-Legendre
-    nodes are doubled until it is under 1 % or 128 are used, for each image by itself.
+    The contributions add up to ``h(a)_t − h(a − â)_t`` for any head, up to the integration error; Simpson's intervals
+    are halved until it is under 1 % or 256 are used, for each image by itself. No head pass is made twice.
 
     Parameters
     ----------
@@ -58,10 +61,18 @@ def integrated(
     with torch.no_grad():
         without = _at(cut.head(a - reconstruction), targets)
     difference = _at(logits, targets) - without
-    gradient, error = torch.zeros_like(a), torch.full_like(difference, torch.inf)
     rows = torch.arange(len(a), device=a.device)
+
+    def mean_at(nodes: NDArray[np.float64]) -> Tensor:
+        return _mean_gradient(cut, a[rows], reconstruction[rows], targets[rows], nodes)
+
+    first = _INTEGRATION_STEPS[0]
+    trapezoid = (mean_at(np.array([0.0, 1.0])) + (first - 1) * mean_at(np.arange(1, first) / first)) / first
+    gradient = torch.empty_like(a)
     for steps in _INTEGRATION_STEPS:
-        gradient[rows] = _mean_gradient(cut, a[rows], reconstruction[rows], targets[rows], steps)
+        middle = mean_at((np.arange(steps) + 0.5) / steps)
+        gradient[rows] = (trapezoid[rows] + 2 * middle) / 3  # Simpson's rule from trapezoids and midpoints
+        trapezoid[rows] = (trapezoid[rows] + middle) / 2
         maps = codec.contributions(codes, cut.positions(gradient))
         error = (maps.total().sum(1) - difference).abs() / difference.abs().clamp_min(1e-6)
         # An image that is done keeps its gradient: its answer does not depend on how hard its neighbours are.
@@ -102,19 +113,12 @@ def ablation(
     return Contributions(total, None, unexplained)
 
 
-def _mean_gradient(cut: Cut, a: Tensor, reconstruction: Tensor, targets: Tensor, steps: int) -> Tensor:
-    nodes, weights = _gauss_legendre(steps)
-    mean = torch.zeros_like(a)
-    for node, weight in zip(nodes, weights, strict=True):
-        _, gradient = cut.head_gradient(a - (1.0 - node) * reconstruction, targets)
-        mean += weight * gradient
-    return mean
-
-
-def _gauss_legendre(steps: int) -> tuple[list[float], list[float]]:
-    """Return nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    return [float(x) for x in (nodes + 1) / 2], [float(w) for w in weights / 2]
+def _mean_gradient(cut: Cut, a: Tensor, reconstruction: Tensor, targets: Tensor, nodes: NDArray[np.float64]) -> Tensor:
+    """Return the mean of the gradients at ``a − (1 − s)·â`` over the nodes s."""
+    total = torch.zeros_like(a)
+    for node in nodes.tolist():
+        total += cut.head_gradient(a - (1.0 - node) * reconstruction, targets)[1]
+    return total / len(nodes)
 
 
 def _at(logits: Tensor, targets: Tensor) -> Tensor:

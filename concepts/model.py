@@ -114,7 +114,9 @@ class Model:
 
     def inputs(self, views: NDArray[np.uint8] | Tensor) -> Tensor:
         """Return the module's input on its device for uint8 views ``[B, height, width, 3]``."""
-        return self.spec.preprocessing.normalize(torch.as_tensor(views).to(self.device, non_blocking=True))
+        if isinstance(views, np.ndarray):
+            views = torch.from_numpy(np.require(views, requirements="W"))  # PIL gives read-only arrays; torch warns
+        return self.spec.preprocessing.normalize(views.to(self.device, non_blocking=True))
 
     def cut(self, layer: str) -> Cut:
         """Cut the model at a layer; see ``Cut`` for what is checked and raised."""

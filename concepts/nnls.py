@@ -29,7 +29,7 @@ class Solution(NamedTuple):
     codes: Tensor
     """``[G, N, K]``, float64, ≥ 0."""
     violation: Tensor
-    """``[G, N]``: the row's largest ``|min(z, Qz − b)|`` relative to its ``max |b|``, for atoms scaled to length one."""
+    """``[G, N]``: the row's largest ``|min(z, Qz − b)|`` relative to its ``max |b|``, atoms scaled to length one."""
 
 
 def solve(gram: Tensor, b: Tensor) -> Solution:
