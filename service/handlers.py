@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from concepts.errors import DeadlineExceeded, InvalidImage, InvalidInput, Overloaded
 from concepts.explanation import EngineRequest, ExplainOptions
 from concepts.model import ModelSpec
+from concepts.preprocessing import Box
 from service import convert, images
 from service.batcher import Pace
 from service.catalogue import Catalogue
@@ -106,7 +109,13 @@ class Handlers:
         question = await self._question(request)
         preprocessing = question.spec.preprocessing
         asked = time.monotonic()
-        view, box = await self._in_pool(lambda: preprocessing.fit(self._image(request.image)))
+
+        def decode() -> tuple[NDArray[np.uint8], Box]:
+            return preprocessing.fit(self._image(request.image))
+
+        encoded = request.image.encoded
+        small = bool(encoded) and images.is_small(encoded, self._limits.image_formats)
+        view, box = decode() if small else await self._in_pool(decode)
         decoded = time.monotonic()
         job = Job(question.engine, view, EngineRequest(question.target, question.options))
         computed = await self._explainer.explain(job, deadline - time.monotonic())
@@ -142,7 +151,7 @@ class Handlers:
         return _Question(EngineKey(version, spec.weights_digest), spec, target, options, overlays)
 
     def _image(self, image: image_pb2.Image) -> Image.Image:
-        """Read the caller's image; runs in a decoding thread."""
+        """Read the caller's image."""
         pixels = self._limits.pixels
         match image.WhichOneof("source"):
             case "encoded":

@@ -12,6 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from concepts.errors import InvalidImage
 
+_SMALL_BYTES = 16 * 1024
+_SMALL_PIXELS = 128 * 128
+
 
 def decode(encoded: bytes, *, pixel_limit: int, formats: Collection[str]) -> Image.Image:
     """Return the first frame of an encoded picture, upright, in mode RGB.
@@ -51,6 +54,17 @@ def decode(encoded: bytes, *, pixel_limit: int, formats: Collection[str]) -> Ima
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, OverflowError) as error:
         # Pillow's decoders raise any of these on damaged files.
         raise InvalidImage("The image is damaged or truncated; send the whole file.") from error
+
+
+def is_small(encoded: bytes, formats: Collection[str]) -> bool:
+    """Return whether a picture is decoded faster than another thread is woken: a few kilobytes and a few pixels."""
+    if len(encoded) > _SMALL_BYTES:
+        return False
+    try:
+        with Image.open(io.BytesIO(encoded), formats=list(formats)) as image:
+            return image.width * image.height <= _SMALL_PIXELS
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, `decode` says
+        return False
 
 
 def from_raw(data: bytes, *, height: int, width: int, floating: bool, pixel_limit: int) -> Image.Image:

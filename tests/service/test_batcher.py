@@ -179,6 +179,22 @@ async def test_cancelled_work_is_never_computed_and_its_mates_are_answered() -> 
     assert worker.batches == [("a", [0]), ("a", [1, 3])]
 
 
+async def test_an_item_cancelled_in_the_very_moment_its_batch_forms_is_left_out() -> None:
+    worker = Worker()
+    worker.gate.clear()
+    batcher = make(worker, batch_limit=10)
+    blocker = asyncio.create_task(batcher.submit("a", 0, deadline=soon()))
+    await settle()
+    tasks = [asyncio.create_task(batcher.submit("a", item, deadline=soon())) for item in (1, 2)]
+    await settle()
+    tasks[0].cancel()
+    taken = batcher._take()  # before the cancelled caller has run again
+    assert taken is not None
+    assert [job.item for job in taken[1]] == [2]
+    for task in (*tasks, blocker):
+        task.cancel()
+
+
 async def test_cancelling_while_computing_leaves_the_mates_alone() -> None:
     worker = Worker()
     batcher = make(worker, batch_limit=10)

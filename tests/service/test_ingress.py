@@ -56,7 +56,7 @@ async def test_an_explanation_is_the_engines_own(serve: Serve) -> None:
         counts = server.counts
     view, _ = engine.model.spec.preprocessing.fit(Image.open(path))
     (expected,) = engine.explain(
-        view[None], [EngineRequest(None, ExplainOptions(top_k=3, maps=("activation", "contribution")))]
+        np.stack([view]), [EngineRequest(None, ExplainOptions(top_k=3, maps=("activation", "contribution")))]
     )
     assert reply.request_id == "mine"
     got = reply.explanation
@@ -72,6 +72,7 @@ async def test_an_explanation_is_the_engines_own(serve: Serve) -> None:
     assert total == pytest.approx(got.target.logit, abs=1e-3)
     timings = got.timings
     assert timings.batch_size == 1
+    assert timings.queue_ms > 0, "the bank had to be loaded first"
     assert timings.total_ms >= timings.decode_ms + timings.trunk_ms > 0
     assert counts.requests == {("Explain", "OK"): 1}
     assert len(counts.timings) == 1
@@ -260,6 +261,12 @@ async def test_overload_is_refused_before_work_and_says_when_to_come_back(serve:
         assert float(dict(problem.value.trailing_metadata())["retry-after"]) > 0
         for call in held:
             call.cancel()
+        while slow.cancelled < 2:
+            await asyncio.sleep(0.01)
+        again = server.stub.Explain(ask(held_out()[0]))
+        while slow.started < 3:
+            await asyncio.sleep(0.01)
+        again.cancel()
 
 
 async def test_a_cancelled_call_is_given_up(serve: Serve) -> None:
