@@ -153,7 +153,7 @@ def test_nothing_is_published_when_no_class_can_be_learned(place, tmp_path):
 def test_negative_activations_are_refused_with_what_is_possible(place, tmp_path):
     files = repository(tmp_path)
     name = add_bcos(files)
-    with pytest.raises(NotTrainable, match="can be negative.*sae"):
+    with pytest.raises(NotTrainable, match=r"can be negative.*sae"):
         train(files, config(place, model=name), silent)
     with pytest.raises(NotTrainable, match=r"non-negative layers: .*layer3"):
         train(files, config(place, layer="bn1"), silent)

@@ -100,7 +100,7 @@ def test_auroc_equals_scikit_learn_with_ties():
 
 def test_matching_is_one_to_one_and_leaves_out_what_never_changes():
     present = torch.tensor([[1, 0, 1], [1, 1, 1], [0, 0, 1], [0, 1, 1]]).bool()
-    # Concept 2 is best for both attributes; concept 0 nearly as good for the first; the third attribute is always there.
+    # Concept 0 follows the first attribute, concept 2 is the second; the third attribute is always there.
     scores = torch.stack([present[:, 0] + tensor(0.0, 0.0, 0.0, 1.0), torch.zeros(4), present[:, 1] * 1.0], dim=1)
     matching = localisation.match(scores, present)
     assert matching.attributes.tolist() == [0, 1]
