@@ -66,8 +66,10 @@ def _factory(source: str, name: str, trusted: Sequence[str]) -> Callable[..., An
         factory = getattr(importlib.import_module(source), name)
     except (ImportError, AttributeError) as error:
         raise InvalidModel(f"no factory {source}:{name} is installed here") from error
-    if not callable(factory):
-        raise InvalidModel(f"{source}:{name} is not a factory")
+    home = getattr(factory, "__module__", None) or ""
+    # Imported names are not the package's own: a repository must not reach the rest of Python through them.
+    if not callable(factory) or not any(home == package or home.startswith(package + ".") for package in trusted):
+        raise InvalidModel(f"{source}:{name} is not a factory of its own package")
     return factory  # type: ignore[no-any-return]
 
 

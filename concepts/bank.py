@@ -127,9 +127,14 @@ def freeze(bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> tuple[Ba
     Raises
     ------
     CorruptData
-        If a concept names a picture that is not there, ids do not count up, or a number is not finite.
+        If a concept names a picture that is not there, ids do not count up, a number is not finite, or a picture's
+        name is not that of a file in ``exemplars/``.
     """
     exemplars = exemplars or {}
+    for name in exemplars:
+        if not name.startswith("exemplars/"):
+            raise CorruptData(f"the picture {name!r} must lie in exemplars/")
+        _check_path(name)
     for index, concept in enumerate(bank.concepts):
         if concept.id != index:
             raise CorruptData(f"concept {index} of the bank has the id {concept.id}")
@@ -176,13 +181,24 @@ def read_manifest(content: bytes, digest: str) -> dict[str, Any]:
     actual = hashlib.sha256(content).hexdigest()
     if actual != digest:
         raise CorruptData(f"{MANIFEST} has digest {actual} where {digest} was published", file=MANIFEST, digest=digest)
-    manifest: dict[str, Any] = json.loads(content)
-    if manifest.get("schema") != SCHEMA:
-        raise CorruptData(f"{MANIFEST} has schema {manifest.get('schema')!r}; this version reads schema {SCHEMA}")
-    for name in manifest["files"]:
-        if name.startswith("/") or ".." in name.split("/"):
-            raise CorruptData(f"{MANIFEST} names {name!r}, which is not a file of the bank")
+    try:
+        manifest: dict[str, Any] = json.loads(content)
+        schema, files = manifest["schema"], manifest["files"]
+        if schema != SCHEMA:
+            raise CorruptData(f"{MANIFEST} has schema {schema!r}; this version reads schema {SCHEMA}")
+        if not {TENSORS, CONCEPTS} <= files.keys():
+            raise CorruptData(f"{MANIFEST} must name {TENSORS} and {CONCEPTS}")
+        for name in files:
+            _check_path(name)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptData(f"{MANIFEST} does not have the form of schema {SCHEMA}: {error}") from error
     return manifest
+
+
+def _check_path(name: str) -> None:
+    """Raise CorruptData where a file's name could lead out of the bank."""
+    if "\0" in name or not all(part.strip(".") for part in name.split("/")):
+        raise CorruptData(f"{name!r} cannot be a file of the bank")
 
 
 def check_file(manifest: Mapping[str, Any], name: str, content: bytes) -> bytes:
@@ -230,6 +246,7 @@ def _concept(record: dict[str, Any]) -> Concept:
 
 def _dumps(value: Any, indent: int | None = None) -> str:
     try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=indent is not None)
+        # Sorted: mappings are equal in any order of their keys.
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent, sort_keys=True)
     except ValueError as error:
         raise CorruptData(f"the bank holds a number that is not finite: {error}") from error

@@ -31,7 +31,7 @@ def check_name(what: str, name: str) -> str:
     """
     if NAME.fullmatch(name) is None:
         raise InvalidInput(
-            f"{what} {name!r} must be 1 to 128 letters, digits, '.', '_' or '-', and start with a letter or digit"
+            f"{what} {name[:130]!r} must be 1 to 128 letters, digits, '.', '_' or '-', and start with a letter or digit"
         )
     return name
 

@@ -102,9 +102,17 @@ class Repository:
                 f"there is no model {name!r}; models: {', '.join(self.models()) or 'none'}", model=name
             ) from error
         try:
-            return ModelSpec.from_json(json.loads(content))
-        except ValueError as error:
-            raise CorruptData(f"model.json of model {name!r} is not JSON", model=name) from error
+            value = json.loads(content)
+            intact = _model_json(value) == content
+        except (ValueError, AttributeError) as error:
+            raise CorruptData(f"model.json of model {name!r} is not JSON", model=name, file="model.json") from error
+        if not intact:
+            raise CorruptData(
+                f"model.json of model {name!r} is not what was published: publish it anew, replacing it",
+                model=name,
+                file="model.json",
+            )
+        return ModelSpec.from_json(value)
 
     def publish_model(self, spec: ModelSpec, weights: Mapping[str, Tensor], *, replace: bool = False) -> ModelSpec:
         """Store a model; publishing the same one again changes nothing.
@@ -143,7 +151,7 @@ class Repository:
                 )
         models.build(spec, weights, trusted=self._trusted)
         self._files.write(f"models/{spec.name}/weights-{digest}.safetensors", content)
-        self._files.write(f"models/{spec.name}/model.json", (json.dumps(spec.to_json(), indent=1) + "\n").encode())
+        self._files.write(f"models/{spec.name}/model.json", _model_json(spec.to_json()))
         return spec
 
     def load_model(self, name: str, device: torch.device | str = "cpu") -> Model:
@@ -206,27 +214,25 @@ class Repository:
             If the reference is malformed.
         UnknownBank
             If there is no such bank or version.
+        CorruptData
+            If what says which version is served is damaged.
         """
-        path, _, digest = reference.partition("@")
-        parts = path.split("/")
-        if len(parts) != 3 or (digest and re.fullmatch("[0-9a-f]{8,64}", digest) is None):
-            raise InvalidInput(
-                f"bank reference {reference!r} is not of the form model/layer/name or model/layer/name@digest"
-            )
-        model, layer, name = (
-            check_name(what, part) for what, part in zip(("model", "layer", "bank"), parts, strict=True)
-        )
-        place = f"banks/{model}/{layer}/{name}"
+        asked = _parse(reference)
+        place, path, digest = _folder(asked).rpartition("/")[0], asked.reference, asked.digest
         if not digest:
-            return BankVersion(model, layer, name, self._current(place, path))
+            return asked._replace(digest=self._current(place, path))
         found = [d for d in self._versions(place) if d.startswith(digest)]
         if len(found) != 1:
             problem = "has no version" if not found else f"has {len(found)} versions that begin with"
             raise UnknownBank(f"bank {path} {problem} {digest}", bank=path)
-        return BankVersion(model, layer, name, found[0])
+        return asked._replace(digest=found[0])
 
     def banks(self, model: str | None = None) -> list[BankVersion]:
-        """Return the served version of every bank, sorted, optionally of one model; damaged ones included."""
+        """Return the served version of every bank, sorted, optionally of one model.
+
+        Damaged banks are included: what is wrong shows when they are read. Where it is damaged which version is served,
+        the digest is empty.
+        """
         found = []
         for owner in [model] if model is not None else self._files.folders("banks"):
             for layer in self._files.folders(f"banks/{check_name('model', owner)}"):
@@ -235,11 +241,13 @@ class Repository:
                         found.append(self.resolve(f"{owner}/{layer}/{name}"))
                     except UnknownBank:
                         continue  # being published for the first time
+                    except CorruptData:
+                        found.append(BankVersion(owner, layer, name, ""))
         return found
 
     def versions(self, reference: str) -> list[BankSummary]:
         """Return all versions of ``model/layer/name``, newest first; damaged ones are left out."""
-        version = self.resolve(reference.partition("@")[0])
+        version = _parse(reference)
         place = _folder(version).rpartition("/")[0]
         summaries = []
         for digest in self._versions(place):
@@ -247,6 +255,8 @@ class Repository:
                 summaries.append(self.summary(version._replace(digest=digest)))
             except CorruptData:
                 continue
+        if not summaries:
+            self.resolve(version.reference)  # says what is wrong
         return sorted(summaries, key=lambda summary: summary.published, reverse=True)
 
     def summary(self, version: BankVersion) -> BankSummary:
@@ -260,6 +270,9 @@ class Repository:
         content = self._read(version, bank_files.MANIFEST)
         with _naming(version):
             manifest = bank_files.read_manifest(content, version.digest)
+            held = "/".join(str(manifest.get(key)) for key in ("model", "layer", "name"))
+            if held != version.reference:
+                raise CorruptData(f"{bank_files.MANIFEST} is that of bank {held}", file=bank_files.MANIFEST)
         return BankSummary(version, manifest, self._files.modified(f"{_folder(version)}/{bank_files.MANIFEST}"))
 
     def load(self, version: BankVersion) -> Bank:
@@ -305,11 +318,18 @@ class Repository:
 
     def _current(self, place: str, path: str) -> str:
         try:
-            digest = self._files.read(f"{place}/CURRENT").decode("ascii", "replace").strip()
+            content = self._files.read(f"{place}/CURRENT").decode("ascii", "replace")
         except FileNotFoundError as error:
             raise UnknownBank(f"there is no bank {path}", bank=path) from error
+        digest = content.removesuffix("\n")
         if _DIGEST.fullmatch(digest) is None:
             raise CorruptData(f"bank {path}: CURRENT does not hold a digest", bank=path, file="CURRENT")
+        if digest not in self._files.folders(place):
+            raise CorruptData(
+                f"bank {path}: CURRENT names the version {digest}, which is not there: roll back to one that is",
+                bank=path,
+                file="CURRENT",
+            )
         return digest
 
     def _versions(self, place: str) -> list[str]:
@@ -351,6 +371,25 @@ def _naming(version: BankVersion) -> Iterator[None]:
     except CorruptData as error:
         bank = f"{version.reference}@{version.digest[:12]}"
         raise CorruptData(f"bank {bank}: {error.message}", **{**error.metadata, "bank": bank}) from error
+
+
+def _model_json(value: Mapping[str, Any]) -> bytes:
+    """Return the one form in which a description is stored; its digest, kept within, shows any change of it."""
+    described = {key: item for key, item in value.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**described, "sha256": digest}, indent=1) + "\n").encode()
+
+
+def _parse(reference: str) -> BankVersion:
+    """Take a reference apart; the digest is as given: whole, its beginning, or empty."""
+    path, at, digest = reference.partition("@")
+    parts = path.split("/")
+    if len(parts) != 3 or (at and re.fullmatch("[0-9a-f]{8,64}", digest) is None):
+        raise InvalidInput(
+            f"bank reference {reference[:400]!r} is not of the form model/layer/name or model/layer/name@digest"
+        )
+    model, layer, name = (check_name(what, part) for what, part in zip(("model", "layer", "bank"), parts, strict=True))
+    return BankVersion(model, layer, name, digest)
 
 
 def _folder(version: BankVersion) -> str:
