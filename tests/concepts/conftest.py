@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,16 @@ from concepts.bank import Bank, Concept
 from concepts.model import Model, ModelSpec
 from demo.cifar import CLASS_NAMES, PREPROCESSING
 from tests.data import real_data
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: on small tensors and busy machines, waiting for other threads costs most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 WITHOUT_CONCEPTS = 9
 """The class that the banks here say nothing about."""

@@ -24,7 +24,7 @@ def solve(dictionary: NDArray[np.float64], rows: NDArray[np.float64]) -> nnls.So
 def violation(
     dictionary: NDArray[np.float64], rows: NDArray[np.float64], codes: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Distance of each row from optimality, for atoms scaled to length one: from the definition, with no Gram matrix."""
+    """Distance of each row from optimality, atoms scaled to length one: from the definition, with no Gram matrix."""
     length = np.linalg.norm(dictionary, axis=1)
     length[length == 0] = 1.0
     unit = dictionary / length[:, None]

@@ -1,0 +1,192 @@
+"""Banks as files: round trip, equal bytes for equal banks, and what cannot be frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from concepts import bank as bank_files
+from concepts.bank import Bank, Concept, Exemplar, freeze, read_manifest, thaw
+from concepts.errors import CorruptData, InvalidInput, UnknownConcept
+from concepts.preprocessing import Box
+
+PICTURES = {"exemplars/0-0.webp": b"RIFF picture", "exemplars/1-0.webp": b"RIFF another"}
+
+
+def small_bank(**changes: Any) -> Bank:
+    concepts = tuple(
+        Concept(
+            index,
+            label=f"Streifen №{index}",
+            class_index=index % 2,
+            statistics={"importance": 0.25 + index, "prevalence": 1 / 3},
+            exemplars=(Exemplar(f"exemplars/{index}-0.webp", "train/a.jpg", Box(1.0, 2.5, 17.0, 18.5), 3.25),)
+            if index < 2
+            else (),
+            parent=None if index < 2 else 0,
+        )
+        for index in range(4)
+    )
+    tensors = {"dictionary": torch.rand(4, 6, generator=torch.Generator().manual_seed(0)), "extra": torch.arange(3)}
+    bank = Bank(
+        kind="nmf",
+        model="net",
+        layer="layer3",
+        name="craft",
+        weights_digest="c" * 64,
+        channels=6,
+        concepts=concepts,
+        tensors=tensors,
+        metrics={"relative_error": 0.1, "curve": [1.0, 0.5]},
+        configuration={"seed": 7, "patch_size": 16},
+        data_fingerprint="d" * 64,
+    )
+    return replace(bank, **changes)
+
+
+def reread(files: dict[str, bytes], digest: str) -> Bank:
+    manifest = read_manifest(files["bank.json"], digest)
+    return thaw(manifest, digest, files["tensors.safetensors"], files["concepts.jsonl"])
+
+
+def same(one: Bank, other: Bank) -> None:
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert tensor.dtype == other.tensors[name].dtype
+        assert torch.equal(tensor, other.tensors[name])
+    assert replace(one, tensors={}) == replace(other, tensors={})
+
+
+def test_round_trip() -> None:
+    frozen, files = freeze(small_bank(), PICTURES)
+    assert list(files) == ["tensors.safetensors", "concepts.jsonl", *sorted(PICTURES), "bank.json"]
+    same(reread(files, frozen.digest), frozen)
+    same(replace(frozen, files={}, digest=""), small_bank())
+    assert frozen.digest == hashlib.sha256(files["bank.json"]).hexdigest()
+    assert frozen.files == {name: hashlib.sha256(files[name]).hexdigest() for name in files if name != "bank.json"}
+
+
+def test_the_manifest_says_what_a_reader_without_code_wants_to_know() -> None:
+    _, files = freeze(small_bank(), PICTURES)
+    manifest = json.loads(files["bank.json"])
+    assert manifest["concept_count"] == 4
+    assert manifest["tensors"]["dictionary"] == {"shape": [4, 6], "dtype": "float32"}
+    assert manifest["configuration"]["seed"] == 7
+    assert (manifest["schema"], manifest["kind"], manifest["weights_digest"]) == (1, "nmf", "c" * 64)
+
+
+def test_equal_banks_give_equal_bytes() -> None:
+    bank = small_bank()
+    backwards = small_bank(
+        tensors=dict(reversed(bank.tensors.items())),
+        metrics=dict(reversed(bank.metrics.items())),
+        configuration=dict(reversed(bank.configuration.items())),
+        concepts=tuple(replace(c, statistics=dict(reversed(c.statistics.items()))) for c in bank.concepts),
+        digest="e" * 64,
+        files={"x": "y"},
+    )
+    strided = small_bank(tensors={**bank.tensors, "dictionary": bank.tensors["dictionary"].T.contiguous().T})
+    files = freeze(bank, PICTURES)[1]
+    assert freeze(backwards, dict(reversed(PICTURES.items())))[1] == files
+    assert freeze(strided, PICTURES)[1] == files
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"layer": "layer2"},
+        {"weights_digest": "f" * 64},
+        {"metrics": {}},
+        {"configuration": {"seed": 8}},
+        {"data_fingerprint": ""},
+        {"tensors": {"dictionary": torch.zeros(4, 6)}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_different_banks_have_different_digests(changes: dict[str, Any]) -> None:
+    assert freeze(small_bank(**changes), PICTURES)[0].digest != freeze(small_bank(), PICTURES)[0].digest
+    assert (
+        freeze(small_bank(), {**PICTURES, "exemplars/1-0.webp": b""})[0].digest
+        != freeze(small_bank(), PICTURES)[0].digest
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "pictures", "message"),
+    [
+        ({}, {}, r"names the picture exemplars/0-0\.webp"),
+        ({"concepts": small_bank().concepts[1:]}, PICTURES, "concept 0 of the bank has the id 1"),
+        ({"metrics": {"error": float("nan")}}, PICTURES, "not finite"),
+        ({"configuration": {"rate": float("inf")}}, PICTURES, "not finite"),
+        ({}, {**PICTURES, "bank.json": b""}, "must lie in exemplars/"),
+        ({}, {**PICTURES, "exemplars/../../CURRENT": b""}, "cannot be a file"),
+        ({}, {**PICTURES, "exemplars//a": b""}, "cannot be a file"),
+    ],
+)
+def test_what_cannot_be_frozen(changes: dict[str, Any], pictures: dict[str, bytes], message: str) -> None:
+    with pytest.raises(CorruptData, match=message):
+        freeze(small_bank(**changes), pictures)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ({"schema": 2, "files": {}}, "schema 2; this version reads schema 1"),
+        ({"schema": 1, "files": {}}, r"must name tensors\.safetensors"),
+        ({"schema": 1}, "form of schema 1"),
+        ([1], "form of schema 1"),
+        ({"schema": 1, "files": {"tensors.safetensors": "", "concepts.jsonl": "", "../x": ""}}, "cannot be a file"),
+        ({"schema": 1, "files": {"tensors.safetensors": "", "concepts.jsonl": "", "/etc/x": ""}}, "cannot be a file"),
+        ({"schema": 1, "files": {"tensors.safetensors": "", "concepts.jsonl": "", "a\0": ""}}, "cannot be a file"),
+    ],
+)
+def test_manifests_of_the_right_digest_and_the_wrong_form(manifest: Any, message: str) -> None:
+    content = json.dumps(manifest).encode()
+    with pytest.raises(CorruptData, match=message):
+        read_manifest(content, hashlib.sha256(content).hexdigest())
+    with pytest.raises(CorruptData, match="form of schema 1"):
+        read_manifest(b"{", hashlib.sha256(b"{").hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "concepts"), [(b"", b""), (None, b"{}\n"), (None, b"[\n"), (b"\x08" + b"\0" * 7 + b"not json", None)]
+)
+def test_files_of_the_wrong_form(tensors: bytes | None, concepts: bytes | None) -> None:
+    frozen, files = freeze(small_bank(), PICTURES)
+    manifest = read_manifest(files["bank.json"], frozen.digest)
+    with pytest.raises(CorruptData, match="form of schema 1"):
+        thaw(
+            manifest,
+            frozen.digest,
+            files["tensors.safetensors"] if tensors is None else tensors,
+            files["concepts.jsonl"] if concepts is None else concepts,
+        )
+
+
+def test_a_file_that_is_not_the_banks_is_refused() -> None:
+    manifest = {"files": {"a": hashlib.sha256(b"a").hexdigest()}}
+    assert bank_files.check_file(manifest, "a", b"a") == b"a"
+    for name, content in (("a", b"b"), ("b", b"a")):
+        with pytest.raises(CorruptData):
+            bank_files.check_file(manifest, name, content)
+
+
+def test_concepts_by_id() -> None:
+    bank = small_bank()
+    assert bank.concept(3) is bank.concepts[3]
+    for unknown in (-1, 4, 10**9):
+        with pytest.raises(UnknownConcept, match="concepts 0 to 3"):
+            bank.concept(unknown)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a" * 129, "a\n", "a\0", "ä"])
+def test_names_that_folders_should_not_have(name: str) -> None:
+    for place in ("model", "layer", "name"):
+        with pytest.raises(InvalidInput):
+            small_bank(**{place: name})
