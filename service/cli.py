@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import logging
 import os
 import signal
@@ -162,11 +161,9 @@ def _shut_down() -> None:
     if ray.is_initialized():
         # In a thread, not to wait for ever: where the signal went to all our processes, Ray's may be gone already.
         closing = threading.Thread(target=ray_serve.shutdown, daemon=True)
-        # Ray complains that its controller, which ends itself, has ended.
-        with contextlib.redirect_stderr(io.StringIO()):
-            closing.start()
-            closing.join(_CLOSING_S)
-            ray.shutdown()
+        closing.start()
+        closing.join(_CLOSING_S)
+        ray.shutdown()
     _end_orphans()
 
 
