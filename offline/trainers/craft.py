@@ -46,7 +46,7 @@ class CraftConfig(TrainingConfig):
     designs: int = Field(32, ge=2, description="Designs of the Sobol estimator, where the head is not affine.")
     exemplars: int = Field(8, ge=0, description="Most exemplars of a concept.")
     random_starts: int = Field(4, ge=0, description="Starts of the factorisation beside the one by singular vectors.")
-    tolerance: float = Field(1e-5, gt=0, description="Relative projected gradient at which a factorisation is done.")
+    tolerance: float = Field(1e-4, gt=0, description="Relative projected gradient at which a factorisation is done.")
     max_iterations: int = Field(2000, ge=1, description="Most alternations of a factorisation.")
     stability_folds: int = Field(5, ge=0, description="Refits to measure stability with; fewer than 2: not measured.")
     truth_images: int = Field(200, ge=1, description="Most held-out images to compare with known attributes.")

@@ -86,7 +86,7 @@ def test_metrics_are_of_held_out_images_and_sane(trained):
         assert metrics["top1_agreement"] > 0.9
         assert 0 < metrics["relative_error"] < 0.7
         assert 0 < metrics["stability"] <= 1
-        assert metrics["projected_gradient"] <= 1e-5
+        assert metrics["projected_gradient"] <= 1e-4
         assert metrics["insertion_auc"] > 0.7
         assert metrics["deletion_aopc"] > 0.3
     json.dumps(outcome.bank.metrics, allow_nan=False)
