@@ -127,15 +127,14 @@ def flips(path: Path) -> list[int]:
     return list(range(size)) if size <= 2500 else sorted({*range(0, size, size // 800), *range(64), size - 1})
 
 
-@pytest.mark.parametrize("bit", [0x01, 0x20, 0xFF])
-def test_every_flipped_byte_is_detected_and_named(repository: Repository, root: Path, bit: int) -> None:
+def test_every_flipped_byte_is_detected_and_named(repository: Repository, root: Path) -> None:
     frozen = repository.publish(bank_for(repository), PICTURES)
     checked = 0
     for path in files_under(root):
         content = path.read_bytes()
         for place in flips(path):
             damaged = bytearray(content)
-            damaged[place] ^= bit
+            damaged[place] ^= 1 << (place % 8)
             path.write_bytes(damaged)
             with pytest.raises(CorruptData) as refusal:
                 load_all(root, path)

@@ -1,0 +1,117 @@
+"""Codecs: rebuilding them from what a bank stores, and the laws of the NMF kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+
+from concepts.codec import Codes
+from concepts.errors import CorruptData, UnsupportedOption
+from concepts.kinds import load_codec
+from concepts.kinds.nmf import NmfCodec
+
+OWNERS = [4, 1, 4, 4, 1, 7, 4]
+"""Classes of seven concepts, out of order and in unequal numbers."""
+
+
+def codec() -> tuple[NmfCodec, torch.Tensor]:
+    dictionary = torch.rand(7, 10, generator=torch.Generator().manual_seed(0))
+    return NmfCodec(dictionary, OWNERS), dictionary
+
+
+def test_each_image_has_the_concepts_of_its_target() -> None:
+    nmf, dictionary = codec()
+    positions = torch.rand(4, 6, 10, generator=torch.Generator().manual_seed(1))
+    targets = torch.tensor([7, 4, 1, 4])
+    codes = nmf.encode(positions, targets)
+    assert nmf.classes() == {1, 4, 7}
+    assert codes.ids.tolist() == [[5, -1, -1, -1], [0, 2, 3, 6], [1, 4, -1, -1], [0, 2, 3, 6]]
+    for image, target in enumerate(targets.tolist()):
+        owned = [k for k, owner in enumerate(OWNERS) if owner == target]
+        atoms = dictionary[owned].double().numpy()
+        for place in range(6):
+            expected = scipy.optimize.nnls(atoms.T, positions[image, place].double().numpy())[0]
+            np.testing.assert_allclose(codes.values[image, place, : len(owned)], expected, rtol=1e-5, atol=1e-6)
+    assert (codes.values[codes.ids.unsqueeze(1).expand_as(codes.values) < 0] == 0).all()
+
+
+def test_components_add_up_to_the_reconstruction_and_contributions_to_its_inner_product() -> None:
+    for nmf in (codec()[0], NmfCodec(codec()[1], [None] * 7)):
+        positions, gradient = torch.rand(3, 6, 10), torch.randn(3, 6, 10)
+        codes = nmf.encode(positions, torch.tensor([1, 4, 7]))
+        whole = nmf.combine(codes)
+        slots = codes.ids.shape[1]
+        single = torch.eye(slots).unsqueeze(1).expand(slots, 3, slots)
+        components = torch.stack([nmf.combine(codes, weights) for weights in single])
+        torch.testing.assert_close(components.sum(0), whole)
+        contributions = nmf.contributions(codes, gradient)
+        expected = (components * gradient).sum(3).permute(1, 2, 0)
+        torch.testing.assert_close(contributions.values, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(contributions.total().sum(1), (whole * gradient).sum((1, 2)), rtol=1e-4, atol=1e-4)
+        if nmf.per_class:  # each component points along the atom that its id names
+            for image, slot in ((0, 1), (1, 3), (2, 0)):
+                atom = codec()[1][codes.ids[image, slot]]
+                expected = codes.values[image, :, slot, None] * atom
+                torch.testing.assert_close(components[slot, image], expected)
+
+
+def test_ill_conditioned_dictionaries_keep_the_stated_tolerance() -> None:
+    """Nearly equal atoms: rounding the right-hand sides to float32 would move the codes far."""
+    torch.manual_seed(0)
+    dictionary = torch.rand(1, 50) + 3e-4 * torch.rand(6, 50)
+    positions = torch.rand(1, 40, 50)
+    codes = NmfCodec(dictionary, [None] * 6).encode(positions, torch.tensor([0]))
+    expected = np.stack(
+        [scipy.optimize.nnls(dictionary.double().numpy().T, p)[0] for p in positions[0].double().numpy()]
+    )
+    np.testing.assert_allclose(codes.values[0], expected, rtol=1e-3, atol=1e-4 * expected.max())
+    assert codes.tolerance is not None
+    assert (codes.tolerance <= 1e-9).all()
+
+
+def test_a_class_without_concepts_is_refused() -> None:
+    for target in (0, 8, -1, 10**6):
+        with pytest.raises(UnsupportedOption):
+            codec()[0].encode(torch.rand(1, 2, 10), torch.tensor([target]))
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "owners", "message"),
+    [
+        (torch.zeros(0, 4), [], "shape"),
+        (torch.rand(3, 4), [None] * 2, "cannot hold 2 concepts"),
+        (torch.rand(3), [None] * 3, "shape"),
+        (torch.rand(3, 4, 1), [None] * 3, "shape"),
+        (-torch.rand(3, 4), [None] * 3, "non-negative"),
+        (torch.full((3, 4), torch.nan), [None] * 3, "finite"),
+        (torch.full((3, 4), torch.inf), [None] * 3, "finite"),
+        (torch.rand(3, 4), [None, 1, 2], "some have none"),
+    ],
+)
+def test_dictionaries_that_are_none(dictionary: torch.Tensor, owners: list[int | None], message: str) -> None:
+    with pytest.raises(CorruptData, match=message):
+        load_codec("nmf", {"dictionary": dictionary}, owners)
+
+
+def test_kinds_by_name() -> None:
+    dictionary = torch.rand(2, 3).double()
+    loaded = load_codec("nmf", {"dictionary": dictionary}, [None, None])
+    assert isinstance(loaded, NmfCodec)
+    assert loaded.encode(torch.rand(1, 1, 3), torch.tensor([0])).values.dtype == torch.float32
+    assert (loaded.reconstructs, loaded.needs_non_negative, loaded.per_class) == (True, True, False)
+    assert loaded.classes() is None
+    for kind in ("", "none", "../nmf", "nmf.x", "NMF", "__init__"):
+        with pytest.raises(CorruptData, match="cannot read banks of kind"):
+            load_codec(kind, {"dictionary": dictionary}, [None, None])
+    with pytest.raises(CorruptData, match="needs the tensor 'dictionary'"):
+        load_codec("nmf", {}, [])
+
+
+def test_codes_by_position() -> None:
+    codes = Codes(torch.arange(12.0).view(2, 3, 2), torch.tensor([[0, 1], [5, -1]]))
+    assert codes.total().tolist() == [[6, 9], [24, 27]]
+    assert codes.peak().tolist() == [[4, 5], [10, 11]]
+    assert codes.maps(torch.tensor([1, 0]), torch.tensor([0, 1])).tolist() == [[6, 8, 10], [1, 3, 5]]
+    assert codes.with_values(codes.values * 2).ids is codes.ids
