@@ -77,7 +77,7 @@ def train(name: str, training: Path, held_out: Path, repository: Path) -> str:
     _say(f"Learning concepts of {name} at {layer} …")
     command = ["train", "craft", "--model", name, "--layer", layer, "--repository", str(repository)]
     command += ["--images", str(training), "--held-out", str(held_out), "--concepts", "8", "--patch-size", "24"]
-    # One start and no refits: the demo is to be quick. Without these two options a bank is several times slower to learn.
+    # One start and no refits, to be quick: by default a bank is tried from several and its stability is measured.
     command += ["--random-starts", "0", "--stability-folds", "0"]
     ended = subprocess.run([str(_BIN / "whence-bank"), *command], stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if ended.returncode == 0:

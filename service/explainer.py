@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from concepts.engine import BatchKey, Engine, batch_key
+from concepts.engine import BatchKey, Engine, Precision, batch_key
 from concepts.errors import DeadlineExceeded, WhenceError
 from concepts.explanation import EngineRequest, Explanation
 from concepts.model import Model
@@ -77,6 +77,8 @@ class Explainer:
         Where models and banks are.
     device
         Where to compute.
+    precision
+        What trunks compute in.
     threads
         CPU threads for computing.
     batch_limit
@@ -96,6 +98,7 @@ class Explainer:
         repository: Repository,
         *,
         device: torch.device,
+        precision: Precision = "float32",
         threads: int,
         batch_limit: int,
         queue_limit: int,
@@ -104,7 +107,7 @@ class Explainer:
         observer: Observer | None = None,
     ) -> None:
         self._repository = repository
-        self._device = device
+        self._device, self._precision = device, precision
         # OpenMP's thread count is a property of the calling thread: it must be set in the one that computes.
         self._thread = ThreadPoolExecutor(1, "engine", initializer=torch.set_num_threads, initargs=(threads,))
         self._models: Memo[tuple[str, str], Model] = Memo(self._load_model, limit=engines, keep_failure_s=refresh_s)
@@ -164,7 +167,9 @@ class Explainer:
         bank = await asyncio.to_thread(self._repository.load, key.version)
         model = await self._models.get((key.version.model, key.weights_digest))
         # In the engine's thread: making an engine runs the model, which another engine may share.
-        return await asyncio.get_running_loop().run_in_executor(self._thread, Engine, model, bank)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: Engine(model, bank, precision=self._precision)
+        )
 
     async def _run(self, key: _BatchKey, jobs: Sequence[Job]) -> Sequence[Explanation | WhenceError]:
         views = np.stack([job.view for job in jobs])

@@ -91,6 +91,7 @@ def _explainer(settings: Settings, recorder: Recorder) -> Explainer:
     return Explainer(
         _repository(settings),
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        precision=settings.precision,
         threads=settings.compute_threads,
         batch_limit=settings.batch_limit,
         queue_limit=settings.limits.queued_images,

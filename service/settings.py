@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as PydanticSettingsError
 
+from concepts.engine import Precision
+
 ENVIRONMENT_PREFIX = "WHENCE_SERVE_"
 """``WHENCE_SERVE_PORT=9001`` sets ``port``; ``WHENCE_SERVE_LIMITS__TOP_K=50`` sets ``limits.top_k``."""
 
@@ -83,6 +85,8 @@ class Settings(BaseSettings):
     """Replicas that compute (placement ``apart`` only)."""
     gpus_per_engine: float | None = Field(None, ge=0)
     """GPUs of each computing replica; None: one where the cluster has any, otherwise none."""
+    precision: Precision = "float32"
+    """What trunks compute in; ``bfloat16`` is about twice as fast where the processor has it."""
     threads: int = Field(0, ge=0)
     """CPU threads for computing in each replica; 0: one per core."""
     decoders: int = Field(0, ge=0)

@@ -17,5 +17,7 @@ def real_data() -> Path:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("WHENCE_TEST_DATA", beside))
     if not folder.is_dir():
-        raise FileNotFoundError(f"no test data at {folder}: set WHENCE_TEST_DATA to the folder that holds cifar10/ and photos/")
+        raise FileNotFoundError(
+            f"no test data at {folder}: set WHENCE_TEST_DATA to the folder that holds cifar10/ and photos/"
+        )
     return folder
