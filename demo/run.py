@@ -77,8 +77,8 @@ def train(name: str, training: Path, held_out: Path, repository: Path) -> str:
     _say(f"Learning concepts of {name} at {layer} …")
     command = ["train", "craft", "--model", name, "--layer", layer, "--repository", str(repository)]
     command += ["--images", str(training), "--held-out", str(held_out), "--concepts", "8", "--patch-size", "24"]
-    # One start and no refits, to be quick: by default a bank is tried from several and its stability is measured.
-    command += ["--random-starts", "0", "--stability-folds", "0"]
+    # To be quick: by default a bank is tried from several starts, its stability is measured, and more images are used.
+    command += ["--random-starts", "0", "--stability-folds", "0", "--importance-images", "8", "--truth-images", "100"]
     ended = subprocess.run([str(_BIN / "whence-bank"), *command], stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if ended.returncode == 0:
         return ""
