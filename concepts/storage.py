@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from pathlib import Path
 
@@ -58,7 +57,3 @@ class LocalStorage:
     def exists(self, key: str) -> bool:
         """Whether there is such a file."""
         return (self._root / key).is_file()
-
-    def remove_folder(self, key: str) -> None:
-        """Remove a folder with all that is in it."""
-        shutil.rmtree(self._root / key)
