@@ -554,3 +554,24 @@ def test_a_bank_that_is_not_of_this_model(model: Model, bank: Bank) -> None:
 def test_a_cut_can_be_shared(model: Model, bank: Bank, views: NDArray[np.uint8]) -> None:
     cut: Cut = model.cut("layer3")
     close(explain(Engine(model, bank, cut), views[:1], 1)[0], explain(Engine(model, bank), views[:1], 1)[0])
+
+
+def test_a_kind_that_does_not_reconstruct_reports_the_share_it_carries(
+    model: Model, bank: Bank, views: NDArray[np.uint8]
+) -> None:
+    """Codes without a reconstruction: no remainder, no errors of reconstruction, but the carried share of ⟨G, a⟩."""
+    engine, reference, target = Engine(model, bank), Reference(model, bank), 4
+    engine.codec.reconstructs = False
+    for view, answer in zip(views[:3], explain(engine, views[:3], target), strict=True):
+        a = reference.activation(view)
+        codes, (owned, dictionary) = reference.codes(a, target), reference.dictionary(target)
+        slopes = [reference.slope(a, reference.component(codes, dictionary, k), target) for k in range(len(owned))]
+        report = answer.faithfulness
+        assert report.carried_share == pytest.approx(sum(slopes) / reference.slope(a, a, target), rel=1e-3)
+        assert answer.unexplained is None
+        assert (report.relative_error, report.kl, report.top1_agrees, report.integration_error) == (None,) * 4
+        shares = sum(abs(concept.share) for concept in answer.concepts)
+        assert shares == pytest.approx(1.0, abs=1e-4)
+    for changes in ({"substitute": True}, {"estimator": "integrated"}):
+        with pytest.raises(UnsupportedOption, match="do not reconstruct"):
+            engine.check(EngineRequest(0, options(**changes)))

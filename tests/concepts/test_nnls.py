@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from concepts import nnls
 
+TOLERANCE = 1e-9
+"""The violation that is promised; written here so that loosening the code shows."""
+
 
 def reference(dictionary: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Solve every row by itself with scipy."""
@@ -51,7 +54,7 @@ def test_equal_to_scipy(k: int, channels: int, rows: int, sign: str) -> None:
     assert codes.dtype == torch.float64
     assert (codes >= 0).all()
     np.testing.assert_allclose(codes[0].numpy(), reference(dictionary, data), rtol=1e-8, atol=1e-9)
-    assert float(stated.max()) <= nnls.KKT_TOLERANCE
+    assert float(stated.max()) <= TOLERANCE
 
 
 @pytest.mark.parametrize("condition", [1e1, 1e3, 1e5])
@@ -63,8 +66,8 @@ def test_ill_conditioned_dictionaries(condition: float) -> None:
     codes, stated = solve(dictionary, data)
     expected = reference(dictionary, data)
     assert objective(dictionary, data, codes[0].numpy()) <= objective(dictionary, data, expected) * (1 + 1e-9)
-    assert violation(dictionary, data, codes[0].numpy()).max() <= nnls.KKT_TOLERANCE
-    assert float(stated.max()) <= nnls.KKT_TOLERANCE
+    assert violation(dictionary, data, codes[0].numpy()).max() <= TOLERANCE
+    assert float(stated.max()) <= TOLERANCE
 
 
 def test_more_atoms_than_channels_is_optimal_though_not_unique() -> None:
@@ -75,8 +78,8 @@ def test_more_atoms_than_channels_is_optimal_though_not_unique() -> None:
     assert objective(dictionary, data, codes[0].numpy()) == pytest.approx(
         objective(dictionary, data, expected), rel=1e-8
     )
-    assert violation(dictionary, data, codes[0].numpy()).max() <= nnls.KKT_TOLERANCE
-    assert float(stated.max()) <= nnls.KKT_TOLERANCE
+    assert violation(dictionary, data, codes[0].numpy()).max() <= TOLERANCE
+    assert float(stated.max()) <= TOLERANCE
 
 
 def test_duplicate_atoms_share_or_take_turns() -> None:
@@ -87,7 +90,7 @@ def test_duplicate_atoms_share_or_take_turns() -> None:
     together = codes[:, :5] + 3 * codes[:, 5:10]
     together[:, 0] += codes[:, 10]
     np.testing.assert_allclose(together, reference(distinct, data), rtol=1e-7, atol=1e-8)
-    assert violation(twice, data, codes).max() <= nnls.KKT_TOLERANCE
+    assert violation(twice, data, codes).max() <= TOLERANCE
 
 
 def test_zero_atoms_get_no_code_and_change_no_other() -> None:
@@ -107,7 +110,7 @@ def test_rows_of_zeros_and_rows_that_point_away() -> None:
     codes, stated = solve(dictionary, data)
     assert (codes[0, :2] == 0).all()
     assert (codes[0, 2] > 0).any()
-    assert (stated <= nnls.KKT_TOLERANCE).all()
+    assert (stated <= TOLERANCE).all()
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
@@ -148,8 +151,8 @@ def test_the_stated_violation_is_that_of_each_row() -> None:
     assert stated.shape == (1, 10)
     sound = [row for row in range(10) if row != 4]
     np.testing.assert_allclose(codes[0, sound].numpy(), reference(dictionary, data[sound]), rtol=1e-8, atol=1e-9)
-    assert (stated[0, sound] <= nnls.KKT_TOLERANCE).all()
-    assert not stated[0, 4] <= nnls.KKT_TOLERANCE
+    assert (stated[0, sound] <= TOLERANCE).all()
+    assert not stated[0, 4] <= TOLERANCE
 
 
 def test_arguments_are_left_as_they_were() -> None:
@@ -174,5 +177,5 @@ def test_degenerate_rows_that_cycle_under_full_exchanges_still_end() -> None:
     dictionary = common + 0.05 * rng.normal(size=(40, 40))
     data = rng.normal(size=(300, 40)) + common
     codes, stated = solve(dictionary, data)
-    assert float(stated.max()) <= nnls.KKT_TOLERANCE
+    assert float(stated.max()) <= TOLERANCE
     np.testing.assert_allclose(codes[0].numpy(), reference(dictionary, data), rtol=1e-5, atol=1e-6)
