@@ -62,8 +62,9 @@ class BcosCnn(BcosUtilMixin, nn.Module):  # type: ignore[misc]
         self.head = BcosConv2d(96, num_classes, kernel_size=1)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        # Binary cross-entropy starts from the odds of one class among many, as in the package's own models.
-        self.logit_layer = LogitLayer(logit_bias=-math.log(num_classes - 1))
+        # Binary cross-entropy starts from the odds of one class among many, as in the package's own models. The
+        # temperature makes up for the mean over positions, most of which say nothing of a small object.
+        self.logit_layer = LogitLayer(logit_temperature=0.1, logit_bias=-math.log(num_classes - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, num_classes] of images [B, 6, 64, 64]."""
@@ -73,10 +74,10 @@ class BcosCnn(BcosUtilMixin, nn.Module):  # type: ignore[misc]
 
 
 def _bcos_conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """B-cos convolution and a normalisation that only scales, so that the pair stays dynamic-linear."""
+    """B-cos convolution and the package's normalisation over channels, without bias: dynamic-linear as a pair."""
     return nn.Sequential(
         BcosConv2d(inputs, outputs, kernel_size=kernel, stride=stride, padding=kernel // 2),
-        norms.NoBias(norms.BatchNormUncentered2d)(outputs),
+        norms.NoBias(norms.DetachablePositionNorm2d)(outputs),
     )
 
 

@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,8 +25,6 @@ from demo.attributes import CLASS_NAMES
 from demo.models import MODELS, DemoModel, predict
 from demo.world import World
 
-BATCH = 128
-"""Images per training step."""
 HELDOUT = 4096
 """Held-out images, from index 0 on, that the stated accuracy is measured on."""
 SEED = 0
@@ -36,10 +34,14 @@ SEED = 0
 class Recipe:
     """How one network is trained."""
 
+    cycles: int
+    """How often the learning rate rises and falls; each time the optimiser starts afresh."""
     steps: int
-    """Training steps of `BATCH` images."""
+    """Training steps in a cycle."""
+    batch: int
+    """Images per step."""
     learning_rate: float
-    """Highest learning rate of AdamW; it rises over the first 5 % of the steps and falls to zero by a cosine."""
+    """Highest learning rate of AdamW; it rises over the first 5 % of a cycle and falls to zero by a cosine."""
     weight_decay: float
     loss: Callable[[Tensor, Tensor], Tensor]
     """Of logits [B, classes] and labels [B]."""
@@ -55,14 +57,14 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 RECIPES = MappingProxyType(
     {
-        "cnn": Recipe(2000, 4e-3, 1e-3, functional.cross_entropy, bfloat16=True),
-        "bcos": Recipe(1200, 4e-3, 0.0, binary_cross_entropy, bfloat16=True),
-        "vit": Recipe(1300, 1.5e-3, 0.05, functional.cross_entropy, bfloat16=False),
+        "cnn": Recipe(1, 2000, 128, 4e-3, 1e-3, functional.cross_entropy, bfloat16=True),
+        "bcos": Recipe(1, 4000, 64, 3e-3, 0.0, binary_cross_entropy, bfloat16=True),
+        "vit": Recipe(2, 1300, 128, 1.5e-3, 0.05, functional.cross_entropy, bfloat16=False),
     }
 )
 
 
-def train(name: str, steps: int | None = None) -> tuple[nn.Module, float]:
+def train(name: str, steps: int | None = None) -> nn.Module:
     """Train a network from scratch.
 
     Parameters
@@ -70,30 +72,37 @@ def train(name: str, steps: int | None = None) -> tuple[nn.Module, float]:
     name
         One of `RECIPES`.
     steps
-        Instead of the recipe's.
+        In each cycle, instead of the recipe's.
 
     Returns
     -------
-    network : in evaluation mode
-    seconds : wall time
+    The network, in evaluation mode.
     """
-    recipe, model = RECIPES[name], MODELS[name]
-    steps = steps or recipe.steps
+    recipe = RECIPES[name]
+    if steps is not None:
+        recipe = replace(recipe, steps=steps)
     torch.manual_seed(SEED)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = (
-        build(model.architecture, {"num_classes": len(CLASS_NAMES)}).to(device).to(memory_format=torch.channels_last)
-    )
-    network.train().requires_grad_(True)
+    network = build(MODELS[name].architecture, {"num_classes": len(CLASS_NAMES)})
+    network = network.to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    for cycle in range(recipe.cycles):
+        train_cycle(name, network, recipe, cycle)
+    return network.eval().requires_grad_(False)
+
+
+def train_cycle(name: str, network: nn.Module, recipe: Recipe, cycle: int) -> None:
+    """Train a network for one more cycle, on images no other cycle has seen."""
+    device = next(network.parameters()).device
     optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.05, cycle_momentum=False
+        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.05, cycle_momentum=False
     )
-    begin = time.monotonic()
-    for step, batch in enumerate(World(SEED).batches(steps * BATCH, "train", BATCH), 1):
+    begin, images_each = time.monotonic(), recipe.steps * recipe.batch
+    batches = World(SEED).batches(images_each, "train", recipe.batch, start=cycle * images_each)
+    for step, batch in enumerate(batches, 1):
         images, labels = torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.labels).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
-            logits = network(model.preprocessing.normalize(images))
+            logits = network(MODELS[name].preprocessing.normalize(images))
         loss = recipe.loss(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -101,8 +110,9 @@ def train(name: str, steps: int | None = None) -> tuple[nn.Module, float]:
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
-            print(f"{name}: step {step}/{steps}, loss {loss.item():.4f}, {time.monotonic() - begin:.0f} s", flush=True)
-    return network.eval().requires_grad_(False), time.monotonic() - begin
+            seconds = time.monotonic() - begin
+            progress = f"{name}: cycle {cycle + 1}/{recipe.cycles}, step {step}/{recipe.steps}"
+            print(f"{progress}, loss {loss.item():.4f}, {seconds:.0f} s", flush=True)
 
 
 def heldout_accuracy(model: DemoModel, network: nn.Module, n: int = HELDOUT, start: int = 0) -> float:
@@ -114,32 +124,38 @@ def heldout_accuracy(model: DemoModel, network: nn.Module, n: int = HELDOUT, sta
     return right / n
 
 
+def write(name: str, network: nn.Module, folder: Path, seconds: int) -> None:
+    """Measure a network on held-out images and write its weights and report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
+    save_file(weights, folder / f"{name}.safetensors")
+    recipe = RECIPES[name]
+    report = {
+        "architecture": MODELS[name].architecture,
+        "heldout_accuracy": heldout_accuracy(MODELS[name], network),
+        "heldout_images": HELDOUT,
+        "cycles": recipe.cycles,
+        "steps": recipe.steps,
+        "batch": recipe.batch,
+        "seed": SEED,
+        "training_seconds": seconds,
+        "device": "cuda" if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",
+    }
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
 def main() -> None:
     """Train, measure and write one network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", choices=sorted(RECIPES))
-    parser.add_argument("--steps", type=int, help="training steps, instead of the recipe's")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights", help="folder to write to")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    network, seconds = train(options.network, options.steps)
-    accuracy = heldout_accuracy(MODELS[options.network], network)
-    options.out.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
-    save_file(weights, options.out / f"{options.network}.safetensors")
-    report = {
-        "architecture": MODELS[options.network].architecture,
-        "heldout_accuracy": accuracy,
-        "heldout_images": HELDOUT,
-        "steps": options.steps or RECIPES[options.network].steps,
-        "batch": BATCH,
-        "seed": SEED,
-        "training_seconds": round(seconds),
-        "device": "cuda" if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",
-    }
-    (options.out / f"{options.network}.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    begin = time.monotonic()
+    network = train(options.network)
+    write(options.network, network, options.out, round(time.monotonic() - begin))
 
 
 if __name__ == "__main__":
