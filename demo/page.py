@@ -12,19 +12,19 @@ import jinja2
 import whence
 
 METRICS = {
-    "relative_error": "relative error ‖A − Â‖ / ‖A‖",
-    "kl": "KL(h(a) ‖ h(â)), nats",
-    "top1_agreement": "top-1 agreement with â",
-    "accuracy": "accuracy",
-    "accuracy_reconstructed": "accuracy with â in place of a",
-    "deletion_aopc": "C-Deletion (AOPC)",
-    "insertion_auc": "C-Insertion (area)",
-    "gini": "C-Gini",
+    "mean.relative_error": "relative error ‖A − Â‖ / ‖A‖",
+    "mean.kl": "KL(h(a) ‖ h(â)), nats",
+    "mean.top1_agreement": "top-1 agreement with â",
+    "mean.accuracy": "accuracy",
+    "mean.accuracy_reconstructed": "accuracy with â in place of a",
+    "mean.deletion_aopc": "C-Deletion (AOPC)",
+    "mean.insertion_auc": "C-Insertion (area)",
+    "mean.gini": "C-Gini",
     "localisation.auroc": "best-match AUROC",
     "localisation.pointing_game": "pointing game",
     "localisation.iou": "heatmap IoU",
 }
-"""Metrics that the page lists, where a bank has them."""
+"""Metrics that the page lists, where a bank has them; means over classes."""
 
 
 @dataclass(frozen=True)

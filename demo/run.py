@@ -27,6 +27,9 @@ from demo.serving import serving
 EXPLAINED = 6
 """Held-out images that each model explains."""
 
+REFUSED = 2
+"""Exit code of ``whence-bank`` for what is the user's to mend."""
+
 _BIN = Path(sys.executable).parent
 
 
@@ -79,12 +82,15 @@ def train(name: str, training: Path, held_out: Path, repository: Path) -> str:
     command += ["--images", str(training), "--held-out", str(held_out), "--concepts", "8", "--patch-size", "24"]
     # To be quick: by default a bank is tried from several starts, its stability is measured, and more images are used.
     command += ["--random-starts", "0", "--stability-folds", "0", "--importance-images", "8", "--truth-images", "100"]
-    ended = subprocess.run([str(_BIN / "whence-bank"), *command], stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
-    if ended.returncode == 0:
+    possible = MODELS[name].nonnegative
+    ended = subprocess.run(  # noqa: S603 - our own command
+        [str(_BIN / "whence-bank"), *command], stderr=None if possible else subprocess.PIPE, text=True, check=possible
+    )
+    if possible:
         return ""
-    if MODELS[name].nonnegative:
-        sys.exit(ended.stderr)
-    refusal = ended.stderr.strip().splitlines()[-1]
+    if ended.returncode != REFUSED:
+        sys.exit(f"learning concepts of {name} ended with exit code {ended.returncode}: {ended.stderr}")
+    refusal = ended.stderr.strip().splitlines()[-1].removeprefix("error: ")
     _say(f"  refused, as it should be: {refusal}")
     return refusal
 

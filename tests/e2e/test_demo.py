@@ -55,6 +55,7 @@ def test_the_demo_shows_pictures_and_a_page(clone: Path) -> None:
         with Image.open(demo / name) as picture:
             assert min(picture.size) > 400
     assert page.count("data:image/webp") > 100
+    assert page.count("top-1 agreement") == page.count("best-match AUROC") == 2
     assert "can be negative" in page  # why there is no NMF bank of the B-cos model
     banks = [version.reference for version in Repository(demo / "repository").banks()]
     assert banks == ["cnn/stage3/craft", "vit/encoder.layers.relu/craft"]
