@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from concepts import devices
 from concepts.architectures import TRUSTED_PACKAGES
 from concepts.errors import InvalidInput, WhenceError
 from concepts.model import ModelSpec
 from concepts.preprocessing import Interpolation, Preprocessing
 from concepts.repository import Repository
-from offline import devices, tables
+from offline import tables
 from offline.options import option_of
 from offline.trainers import Trainer, trainers
 from offline.weights import read_weights

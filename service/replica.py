@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
+from concepts import devices
 from concepts.errors import Overloaded, Unavailable, WhenceError
 from concepts.repository import Repository
 from service.catalogue import Catalogue
@@ -90,7 +90,7 @@ class IngressReplica(Ingress):
 def _explainer(settings: Settings, recorder: Recorder) -> Explainer:
     return Explainer(
         _repository(settings),
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device=devices.choose(),
         precision=settings.precision,
         threads=settings.compute_threads,
         batch_limit=settings.batch_limit,

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from concepts import devices
 from concepts.bank import Bank, Concept, Exemplar
 from concepts.cut import Cut
 from concepts.errors import InvalidInput, NotTrainable
@@ -18,7 +19,7 @@ from concepts.kinds.nmf import NmfCodec
 from concepts.model import Model
 from concepts.preprocessing import Box
 from concepts.repository import Repository
-from offline import devices, evaluation, exemplars, importance, localise, nmf, passes
+from offline import evaluation, exemplars, importance, localise, nmf, passes
 from offline.config import TrainingConfig
 from offline.crops import CropGrid
 from offline.images import ImageFolder, Stream, fingerprint, open_folder, shuffled, split
