@@ -57,6 +57,6 @@ def _metrics(bank: whence.Bank) -> list[tuple[str, str]]:
         value: object = bank.metrics
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(value, float):
+        if isinstance(value, (int, float)):
             rows.append((words, f"{value:.3f}"))
     return rows

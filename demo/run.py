@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 from safetensors.torch import load_file
 
@@ -101,11 +102,13 @@ def explain(client: whence.Client, held_out: Path, out: Path) -> list[Shown]:
     for bank in client.banks():
         _say(f"Explaining with {bank.reference} …")
         images = _one_of_each(held_out, EXPLAINED)
-        outcomes = client.explain_many(images, bank=bank.reference, maps=("activation", "contribution"), top_k=6)
+        # Gradients add up where what follows the layer is affine; for the transformer they must be integrated.
+        estimator: Literal["gradient", "integrated"] = "integrated" if bank.model == "vit" else "gradient"
+        outcomes = client.explain_many(images, bank=bank.reference, estimator=estimator, top_k=6)
         for image, outcome in zip(images, outcomes, strict=True):
             explanation = outcome.result()
             picture = out / f"{bank.model}-{image.parent.name}-{image.stem}.png"
-            explanation.save(picture, kind="activation")
+            explanation.save(picture)
             concepts = [client.concept(bank.reference, c.id, max_exemplars=6) for c in explanation.concepts[:3]]
             shown.append(
                 Shown(bank.reference, image.relative_to(held_out).as_posix(), picture.name, explanation, concepts)
