@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from concepts.errors import InvalidImage
 
@@ -82,12 +82,25 @@ def _without_warnings() -> Iterator[None]:
                 silenced.__exit__(None, None, None)
 
 
+_UPRIGHT: Mapping[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets an image upright, by its EXIF orientation."""
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: that writes the EXIF data anew, and fails in many ways where they are damaged.
     try:
-        return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, OverflowError, ZeroDivisionError):
-        # EXIF data that cannot be read says nothing about the orientation.
+        change = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # noqa: BLE001 - data that cannot be read, however that shows, say nothing about the orientation
         return image
+    return image if change is None else image.transpose(change)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -129,6 +129,18 @@ def test_unreadable_exif_is_no_reason_to_refuse_pixels(rgb: Image.Image) -> None
     assert np.array_equal(decode(data), np.asarray(rgb))
 
 
+def test_damaged_exif_still_tells_the_orientation(rgb: Image.Image) -> None:
+    """Entries that Pillow can read but not write back are no reason to refuse an image, nor to leave it on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 72.0
+    written = exif.tobytes()
+    at = written.index(struct.pack(">HH", 0x011A, 5))
+    for kind in range(14):  # the rational number claims to be a byte, a string, …
+        damaged = written[:at] + struct.pack(">HH", 0x011A, kind) + written[at + 4 :]
+        assert decode(encode(rgb, "PNG", exif=damaged)).shape == (20, 12, 3)
+
+
 def test_truncation_anywhere_is_refused() -> None:
     path = next((real_data() / "cifar10" / "test" / "cat").glob("*.jpg"))
     picture = path.read_bytes()
