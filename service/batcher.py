@@ -246,7 +246,8 @@ class Pace:
     """How fast work has been done lately."""
 
     def __init__(self) -> None:
-        self._fastest_s: dict[Hashable, float] = {}
+        # By hash, not by key: a key may hold an engine, which must go when nothing else needs it.
+        self._fastest_s: dict[int, float] = {}
         self._item_s = 0.0
 
     def note(self, key: Hashable, size: int, took_s: float) -> None:
@@ -254,19 +255,20 @@ class Pace:
         # The fastest recent batch, forgotten slowly: an item is refused only if even that would be too late.
         if len(self._fastest_s) > _KEYS_REMEMBERED:
             self._fastest_s.clear()
-        self._fastest_s[key] = min(took_s, self._fastest_s.get(key, took_s) * 1.2)
+        number = hash(key)
+        self._fastest_s[number] = min(took_s, self._fastest_s.get(number, took_s) * 1.2)
         self._item_s += 0.2 * (took_s / size - self._item_s) if self._item_s else took_s / size
 
     def fastest_s(self, key: Hashable) -> float:
         """Return how long a batch takes at best; zero where nothing is known."""
-        return self._fastest_s.get(key, 0.0)
+        return self._fastest_s.get(hash(key), 0.0)
 
     def doubt(self, key: Hashable) -> None:
         """Trust the figure of this key less, because nothing was computed on its account.
 
         Without that, one slow batch would have every item with a short deadline refused for ever.
         """
-        self._fastest_s[key] = 0.9 * self._fastest_s.get(key, 0.0)
+        self._fastest_s[hash(key)] = 0.9 * self.fastest_s(key)
 
     def wait_s(self, length: int) -> float:
         """Return how long so many items take, between 0.05 s and a minute."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -317,3 +319,19 @@ def test_the_pace_follows_the_recent_rate() -> None:
     assert pace.wait_s(10**6) == 60.0
     pace.note("a", 10, 1.0)
     assert pace.fastest_s("a") == 1.0
+
+
+def test_the_pace_does_not_keep_keys_alive() -> None:
+    """Keys hold engines: remembering how fast they were must not keep dropped ones in memory."""
+
+    class Key:
+        pass
+
+    pace, key = Pace(), Key()
+    gone = weakref.ref(key)
+    pace.note(key, 1, 1.0)
+    pace.doubt(key)
+    assert pace.fastest_s(key) == pytest.approx(0.9)
+    del key
+    gc.collect()
+    assert gone() is None
