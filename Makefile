@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUF_INSTALLED := proto/node_modules/.installed
 BUF := proto/node_modules/@bufbuild/buf-linux-x64/bin/buf
-STUBS := --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
-PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto $(STUBS) proto/whence/v1/*.proto
+# $(call PROTOC,FOLDER) generates the stubs into a folder.
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) \
+  proto/whence/v1/*.proto
 uv_version = $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 
 .PHONY: help setup demo test lint format bench proto release-contract lock clean
