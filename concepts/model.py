@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,6 +57,11 @@ class ModelSpec:
         check_name("model", self.name)
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
             raise InvalidModel(f"model {self.name!r} needs class names, each different")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the whole description, that of the weights included: another one is another model."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def class_index(self, name: str) -> int:
         """Return the index of a class.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from concepts.bank import Bank
-from concepts.errors import CorruptData
+from concepts.errors import CorruptData, InvalidModel, UnknownModel
 from concepts.model import ModelSpec
 from concepts.repository import BankSummary, BankVersion, Repository
 from service.memo import Memo
@@ -68,9 +68,14 @@ class Catalogue:
         return await self._specs.get(model)
 
     async def models(self) -> list[ModelSpec]:
-        """Return the descriptions of all models, sorted by name."""
-        names = await _in_thread(self._repository.models)
-        return [await self.spec(name) for name in names]
+        """Return the descriptions of all models, sorted by name; damaged ones are left out."""
+        specs = []
+        for name in await _in_thread(self._repository.models):
+            try:
+                specs.append(await self.spec(name))
+            except (CorruptData, InvalidModel, UnknownModel) as error:
+                _log.error("not listed: %s", error)
+        return specs
 
     async def banks(self, model: str = "") -> list[BankSummary]:
         """Return the served version of every bank, optionally of one model; damaged ones are left out."""

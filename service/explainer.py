@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from concepts.engine import BatchKey, Engine, Precision, batch_key
-from concepts.errors import DeadlineExceeded, WhenceError
+from concepts.errors import DeadlineExceeded, Unavailable, WhenceError
 from concepts.explanation import EngineRequest, Explanation
 from concepts.model import Model
 from concepts.repository import BankVersion, Repository
@@ -29,8 +29,8 @@ class EngineKey(NamedTuple):
     """What decides which engine computes."""
 
     version: BankVersion
-    weights_digest: str
-    """Of the model as the repository has it now: a bank of other weights must be refused."""
+    model_digest: str
+    """``ModelSpec.digest`` of the model as the repository has it now: one that was replaced must not be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,8 @@ class Explainer:
             If too much waits, or the answer is not there after ``timeout_s``.
         CorruptData, WeightsMismatch, InvalidCut, InvalidModel
             If the bank or its model cannot be loaded.
+        Unavailable
+            If the model is being replaced.
         UnsupportedOption, UnknownClass, NumericalFailure
             What the engine says of this request.
         """
@@ -146,7 +148,7 @@ class Explainer:
             try:
                 version = self._repository.resolve(reference)
                 spec = self._repository.model_spec(version.model)
-                await self._engines.get(EngineKey(version, spec.weights_digest))
+                await self._engines.get(EngineKey(version, spec.digest))
             except WhenceError as error:
                 _log.error("bank %s is not served: %s", reference, error)
 
@@ -160,12 +162,15 @@ class Explainer:
         return [version.reference for version in versions]
 
     async def _load_model(self, key: tuple[str, str]) -> Model:
-        name, _ = key
-        return await asyncio.to_thread(self._repository.load_model, name, self._device)
+        name, digest = key
+        model = await asyncio.to_thread(self._repository.load_model, name, self._device)
+        if model.spec.digest != digest:
+            raise Unavailable("The model is being replaced; try again in a moment.", retry_after_s=1.0)
+        return model
 
     async def _load_engine(self, key: EngineKey) -> Engine:
         bank = await asyncio.to_thread(self._repository.load, key.version)
-        model = await self._models.get((key.version.model, key.weights_digest))
+        model = await self._models.get((key.version.model, key.model_digest))
         # In the engine's thread: making an engine runs the model, which another engine may share.
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, lambda: Engine(model, bank, precision=self._precision)

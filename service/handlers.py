@@ -148,7 +148,7 @@ class Handlers:
         spec = await self._catalogue.spec(version.model)
         convert.check_reply_size(options, spec, overlays=overlays, limit=self._limits.reply_bytes)
         target = convert.target_from(request.target, spec)
-        return _Question(EngineKey(version, spec.weights_digest), spec, target, options, overlays)
+        return _Question(EngineKey(version, spec.digest), spec, target, options, overlays)
 
     def _image(self, image: image_pb2.Image) -> Image.Image:
         """Read the caller's image."""

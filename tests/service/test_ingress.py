@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +347,32 @@ async def test_a_corrupted_bank_names_its_file_and_others_are_served(
         await server.stub.Explain(ask(held_out()[0], bank=f"{MODEL}/layer3/other"))
         await asyncio.to_thread(publish_bank, root)  # mends it
         await server.stub.Explain(ask(held_out()[0]))
+
+
+async def test_a_model_described_anew_is_explained_as_described(
+    small_repository: Path, tmp_path: Path, serve: Serve
+) -> None:
+    """The same weights under other class names: no engine of the old description may answer."""
+    root = tmp_path / "repository"
+    shutil.copytree(small_repository, root)
+    async with serve(root) as server:
+        before = (await server.stub.Explain(ask(held_out()[0]))).explanation.target
+        spec = server.repository.model_spec(MODEL)
+        renamed = replace(spec, class_names=tuple(f"a kind of {name}" for name in spec.class_names))
+        weights = server.repository.load_model(MODEL).module.state_dict()
+        await asyncio.to_thread(lambda: server.repository.publish_model(renamed, weights, replace=True))
+        after = (await server.stub.Explain(ask(held_out()[0]))).explanation.target
+    assert (after.index, after.name) == (before.index, f"a kind of {before.name}")
+
+
+async def test_a_damaged_model_does_not_hide_the_others(small_repository: Path, tmp_path: Path, serve: Serve) -> None:
+    root = tmp_path / "repository"
+    shutil.copytree(small_repository, root)
+    (root / "models" / "damaged").mkdir()
+    (root / "models" / "damaged" / "model.json").write_text("{")
+    async with serve(root) as server:
+        listed = await server.stub.ListModels(pb.ListModelsRequest())
+    assert [model.name for model in listed.models] == [MODEL]
 
 
 async def test_preloading_skips_what_cannot_be_loaded(small_repository: Path, caplog: pytest.LogCaptureFixture) -> None:
