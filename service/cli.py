@@ -51,7 +51,7 @@ def serve(
         settings = load_settings(config, repository=repository, port=port, metrics_port=metrics_port)
     except SettingsError as error:
         _stop(f"settings: {error}", 2)
-    if "://" not in settings.repository and not Path(settings.repository).is_dir():
+    if not Path(settings.repository).is_dir():
         _stop(f"there is no repository at {settings.repository}: publish a model and a bank first", 2)
     for name, number in (("port", settings.port), ("metrics_port", settings.metrics_port)):
         if not _free(settings.host, number):

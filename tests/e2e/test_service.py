@@ -332,6 +332,7 @@ def test_a_second_server_on_the_same_port_says_so_in_one_line(server: RunningSer
     ("arguments", "complaint"),
     [
         (["--repository", "/nowhere/at/all"], "there is no repository at /nowhere/at/all"),
+        (["--repository", "s3://bucket/prefix"], "there is no repository at s3://bucket/prefix"),
         ([], "repository: is required"),
         (["--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
     ],
