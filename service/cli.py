@@ -26,6 +26,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _CHECKS_IN_A_ROW = 5
 """How often the service must answer before it is called ready."""
 
+_ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - a name for it, nothing is bound
+
 _CLOSING_S = 15.0
 """How long Serve may take to stop, in seconds."""
 
@@ -132,19 +134,20 @@ def _run(settings: Settings) -> None:
         logging_config=LoggingConfig(log_level="WARNING"),
     )
     ray_serve.run(build(settings), name=APPLICATION, route_prefix="/")
-    _await_serving(settings.port)
+    _await_serving(settings)
     typer.echo(f"ready: gRPC on port {settings.port}, metrics on port {settings.metrics_port}")
     sys.stdout.flush()
     threading.Event().wait()
 
 
-def _await_serving(port: int) -> None:
-    """Wait until the health service answers, through the port that callers use."""
+def _await_serving(settings: Settings) -> None:
+    """Wait until the health service answers, through the address that callers use."""
+    host = "127.0.0.1" if settings.host == _ALL_INTERFACES else settings.host
     # HAProxy learns of the application by starting anew, and for a moment the one before, which knows none, may still
     # take connections: ask a few times, each time on a new one.
     row = 0
     while row < _CHECKS_IN_A_ROW:
-        row = row + 1 if serving(port) else 0
+        row = row + 1 if serving(settings.port, host) else 0
         time.sleep(0.1)
 
 

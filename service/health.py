@@ -10,10 +10,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.wire import APPLICATION, SERVICE_NAME
 
 
-def serving(port: int, timeout_s: float = 2.0) -> bool:
-    """Return whether the server on a port of this machine says that it is serving, asked on a connection of its own."""
+def serving(port: int, host: str = "127.0.0.1", timeout_s: float = 2.0) -> bool:
+    """Return whether the server at an address says that it is serving, asked on a connection of its own."""
     options = [("grpc.use_local_subchannel_pool", 1)]
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+    with grpc.insecure_channel(f"{host}:{port}", options) as channel:
         request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(
