@@ -44,9 +44,8 @@ def build(
     try:
         module = factory(**dict(options or {}))
     except Exception as error:
-        raise InvalidModel(
-            f"architecture {architecture!r}: the factory failed: {type(error).__name__}: {error}"
-        ) from error
+        # What the error says is for who builds the model, not for callers of a service: it stays in the cause.
+        raise InvalidModel(f"architecture {architecture!r}: the factory failed ({type(error).__name__})") from error
     if not isinstance(module, nn.Module):
         raise InvalidModel(f"architecture {architecture!r} returned a {type(module).__name__}, not a torch.nn.Module")
     return module.eval().requires_grad_(False)

@@ -299,7 +299,7 @@ def _logits(module: nn.Module, x: Tensor) -> Tensor:
             logits = module(x)
         except Exception as error:
             raise InvalidModel(
-                f"the model fails on an input of shape {list(x.shape)}: {type(error).__name__}: {error}"
+                f"the model fails on an input of shape {list(x.shape)} ({type(error).__name__})"
             ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != x.shape[0]:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -394,8 +394,7 @@ def _head_facts(cut: Cut, activation: Tensor) -> HeadFacts:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(activation.shape, generator=generator).to(activation) * activation.std()
     probes = torch.cat([activation, -activation, 2 * activation + noise, noise])
-    targets = torch.randint(cut.n_classes, (len(probes),), generator=generator).to(probes.device)
-    targets[:] = targets[0]
+    targets = torch.randint(cut.n_classes, (1,), generator=generator).expand(len(probes)).to(probes.device)
     logits, gradient = cut.head_gradient(probes, targets)
     linear = (gradient * probes).flatten(1).sum(1)
     chosen = logits.gather(1, targets.view(-1, 1)).squeeze(1)

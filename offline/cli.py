@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from concepts import devices
 from concepts.architectures import TRUSTED_PACKAGES
-from concepts.errors import InvalidInput, WhenceError
+from concepts.errors import CorruptData, InvalidInput, InvalidModel, WhenceError
 from concepts.model import ModelSpec
 from concepts.preprocessing import Interpolation, Preprocessing
 from concepts.repository import Repository
@@ -51,6 +51,8 @@ def _plain_errors() -> Iterator[None]:
         first = error.errors()[0]
         name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "configuration"
         _fail(f"{name}: {first['msg']}", error)
+    except InvalidModel as error:
+        _fail(f"{error.message}: {error.__cause__}" if error.__cause__ else error.message, error)
     except WhenceError as error:
         _fail(error.message, error)
     except OSError as error:
@@ -154,7 +156,14 @@ def list_banks(repository: Root) -> None:
     """List the banks that are served."""
     with _plain_errors():
         files = Repository(repository)
-        _print(tables.banks(files.summary(version) for version in files.banks()))
+        found, damaged = [], []
+        for version in files.banks():
+            try:
+                found.append(files.summary(version))
+            except CorruptData as error:
+                damaged.append(f"damaged: {version.reference}: {error.message}")
+        _print(tables.banks(found))
+        typer.echo("".join(f"{line}\n" for line in damaged), err=True, nl=False)
 
 
 @app.command("show")

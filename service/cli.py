@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -80,8 +81,6 @@ def environment(settings: Settings) -> dict[str, str]:
     largest = str(max(2 * limits.request_bytes, limits.reply_bytes) + _TRANSPORT_SLACK)
     variables = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray is reached from this machine alone; callers' tokens are another matter.
-        "RAY_AUTH_MODE": "disabled",
         # Twice our own limit on requests, so that what is a little too large gets our typed answer.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": largest,
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": largest,
@@ -91,6 +90,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(settings.shutdown_s),
     }
+    if settings.ray_address == "local":
+        # Ray listens on all addresses and runs what it is sent: only our own processes may know the token.
+        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     if settings.ingress_mode == "haproxy":
         variables["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
         # Ports that nobody calls, but that would keep a second server from this machine.

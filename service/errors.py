@@ -85,11 +85,6 @@ class Fault:
             failure.retry_after.CopyFrom(_duration(self.retry_after_s))
         return failure
 
-    @property
-    def code_name(self) -> str:
-        """Return the code in words, e.g. ``NOT_FOUND``."""
-        return str(code_pb2.Code.Name(self.code))
-
 
 def fault(error: Exception, request_id: str) -> Fault:
     """Say what a caller may know of an error.

@@ -12,7 +12,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("CI", "").lower() not in ("1", "true"):
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = [r for r in reporter.stats.get("skipped", []) if "gpu" not in r.keywords] if reporter else []
+    skipped = (
+        [r for r in reporter.stats.get("skipped", []) if "gpu" not in getattr(r, "keywords", ())] if reporter else []
+    )
     if skipped:
         reporter.write_line(f"\nskipped in CI, which fails it: {', '.join(r.nodeid for r in skipped)}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

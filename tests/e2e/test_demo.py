@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from concepts.repository import Repository
 from demo.serving import serving
 from tests.e2e.conftest import ROOT
 
+MARK = "STARTED_BY_THE_DEMO_IN"
 README = (ROOT / "README.md").read_text()
 
 
@@ -31,7 +33,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / ".venv" / "bin" / command).symlink_to(Path(sys.executable).parent / command)
     small = ["--training-images", "420", "--held-out-images", "70"]
     demo = [sys.executable, "-m", "demo.run", "--out", str(folder / "out" / "demo"), *small]
-    done = subprocess.run(demo, cwd=ROOT, capture_output=True, text=True, check=False)
+    marked = {**os.environ, MARK: str(folder)}
+    done = subprocess.run(demo, cwd=ROOT, env=marked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     images = sorted((folder / "out" / "demo" / "images" / "heldout").glob("*/*.png"))
     (folder / "photo.png").write_bytes(images[0].read_bytes())
@@ -62,8 +65,14 @@ def test_the_demo_shows_pictures_and_a_page(clone: Path) -> None:
 
 
 def test_the_demo_leaves_nothing_running(clone: Path) -> None:
-    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert str(clone / "out" / "demo" / "repository") not in running
+    # Every process that it started inherited the mark.
+    mark = f"{MARK}={clone}".encode()
+    left = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                left.append((process / "cmdline").read_text())
+    assert left == []
 
 
 def test_the_python_of_the_readme_runs(

@@ -29,7 +29,7 @@ def test_every_class_of_failure_has_a_code_of_its_own_entry() -> None:
 
 def test_details_name_the_reason_the_facts_and_the_request() -> None:
     problem = fault(errors.UnknownBank("there is no bank m/l/n", bank="m/l/n"), "r-1")
-    assert problem.code_name == "NOT_FOUND"
+    assert problem.code == code_pb2.NOT_FOUND
     ((key, value),) = problem.trailers()
     assert key == "grpc-status-details-bin"
     assert isinstance(value, bytes)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from service.cli import environment
 from service.settings import Limits, Settings, SettingsError, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,3 +87,12 @@ def test_the_shipped_file_is_valid_and_agrees_with_the_defaults() -> None:
     given = yaml.safe_load(path.read_text())
     for name in given.keys() - {"repository"}:
         assert getattr(settings, name) == getattr(Settings(repository="x"), name), name
+
+
+def test_ray_takes_orders_from_our_own_processes_alone(tmp_path: Path) -> None:
+    local = environment(Settings(repository=str(tmp_path)))
+    assert local["RAY_AUTH_MODE"] == "token"
+    assert len(local["RAY_AUTH_TOKEN"]) == 64
+    assert local["RAY_AUTH_TOKEN"] != environment(Settings(repository=str(tmp_path)))["RAY_AUTH_TOKEN"]
+    cluster = environment(Settings(repository=str(tmp_path), ray_address="ray://cluster:10001"))
+    assert not [name for name in cluster if name.startswith("RAY_AUTH")]  # as the cluster has it
