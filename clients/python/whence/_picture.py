@@ -240,7 +240,10 @@ def _draw_bars(axes: Axes, bars: list[tuple[str, float, str]], explanation: Expl
     axes.set_yticks(places, [_short(name, 28) for name, _, _ in bars], fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.margins(x=0.25)  # room for the figures at the ends
+    low, high = min(0.0, *values), max(0.0, *values)
+    span = (high - low) or 1.0
+    # Room for the figures at the ends of the bars.
+    axes.set_xlim(low - (0.4 if low < 0 else 0.05) * span, high + (0.4 if high > 0 else 0.05) * span)
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
