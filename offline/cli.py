@@ -32,7 +32,7 @@ model_app = typer.Typer(no_args_is_help=True, help="Bring models into the reposi
 app.add_typer(train_app, name="train")
 app.add_typer(model_app, name="model")
 
-Root = Annotated[Path, typer.Option("--repository", envvar="WHENCE_REPOSITORY", help="Folder of models and banks.")]
+Root = Annotated[str, typer.Option("--repository", envvar="WHENCE_REPOSITORY", help="Folder of models and banks.")]
 Trust = Annotated[
     list[str] | None, typer.Option("--trust", help="Package whose factories a model may name; may be repeated.")
 ]
@@ -64,7 +64,9 @@ def _fail(message: str, cause: Exception) -> None:
     raise typer.Exit(2) from cause
 
 
-def _open(root: Path, trust: list[str] | None) -> Repository:
+def _open(root: str, trust: list[str] | None = None) -> Repository:
+    if "://" in root:
+        raise InvalidInput(f"--repository {root!r} must be a folder: this version reads and writes no other storage")
     return Repository(root, trusted=(*TRUSTED_PACKAGES, *(trust or ())))
 
 
@@ -139,7 +141,7 @@ def add_model(
 def list_models(repository: Root) -> None:
     """List the models of the repository."""
     with _plain_errors():
-        files = Repository(repository)
+        files = _open(repository)
         _print(tables.models(files.model_spec(name) for name in files.models()))
 
 
@@ -155,7 +157,7 @@ def list_layers(model: str, repository: Root, trust: Trust = None) -> None:
 def list_banks(repository: Root) -> None:
     """List the banks that are served."""
     with _plain_errors():
-        files = Repository(repository)
+        files = _open(repository)
         found, damaged = [], []
         for version in files.banks():
             try:
@@ -170,7 +172,7 @@ def list_banks(repository: Root) -> None:
 def show_bank(reference: str, repository: Root) -> None:
     """Show a bank's configuration, metrics and concepts."""
     with _plain_errors():
-        files = Repository(repository)
+        files = _open(repository)
         version = files.resolve(reference)
         bank = files.load(version)
         _print(tables.facts(bank, files.summary(version).published))
@@ -181,7 +183,7 @@ def show_bank(reference: str, repository: Root) -> None:
 def verify_bank(reference: str, repository: Root) -> None:
     """Check every byte of a bank, and that its model has the weights it was trained on."""
     with _plain_errors():
-        files = Repository(repository)
+        files = _open(repository)
         bank = files.load(files.resolve(reference))
         typer.echo(f"{bank.reference} @ {bank.digest}: {len(bank.files) + 1} files, all as published")
 
@@ -190,7 +192,7 @@ def verify_bank(reference: str, repository: Root) -> None:
 def roll_back(reference: str, digest: str, repository: Root) -> None:
     """Serve an older version of a bank again."""
     with _plain_errors():
-        version = Repository(repository).roll_back(f"{reference.partition('@')[0]}@{digest}")
+        version = _open(repository).roll_back(f"{reference.partition('@')[0]}@{digest}")
         typer.echo(f"{version.reference} @ {version.digest} is served")
 
 

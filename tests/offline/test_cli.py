@@ -133,6 +133,28 @@ def test_mistakes_are_answered_by_one_line(place, tmp_path):
     assert "no bank" in refused("verify", REFERENCE, "--repository", tmp_path)
 
 
+def test_a_repository_elsewhere_is_refused_and_makes_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "must be a folder" in refused("list", "--repository", "s3://bucket/banks")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_bank_does_not_hide_the_others(place):
+    repository = Repository(place / "repository")
+    (version, *_) = repository.banks()
+    other = place / "repository" / "banks" / version.model / version.layer / "damaged"
+    other.mkdir()
+    (other / "CURRENT").write_text("0" * 64 + "\n")
+    try:
+        code, out, err = run("list", "--repository", place / "repository")
+    finally:
+        (other / "CURRENT").unlink()
+        other.rmdir()
+    assert code == 0
+    assert version.reference in out
+    assert "damaged: " in err
+
+
 def test_every_field_of_every_trainer_is_an_option_with_help():
     assert [trainer.name for trainer in trainers()] == ["craft"]
     for trainer in trainers():
