@@ -33,6 +33,9 @@ from concepts.model import ModelSpec
 PREDICTIONS = 5
 """How many classes an explanation lists."""
 
+UNTIMED = StageTimes(0.0, 0.0, 0.0, 0.0, 0)
+"""Of an explanation whose batch is still being timed."""
+
 _EMPTY = -1
 
 
@@ -108,9 +111,9 @@ def listing(
 
 
 def explanation(
-    spec: ModelSpec, bank: Bank, runtime: str, listed: Listed, row: int, options: ExplainOptions, stages: StageTimes
+    spec: ModelSpec, bank: Bank, runtime: str, listed: Listed, row: int, options: ExplainOptions
 ) -> Explanation:
-    """Return one image's explanation."""
+    """Return one image's explanation, ``UNTIMED``."""
     found = listed.findings
     target = int(found.targets[row])
     contributions = found.contributions
@@ -129,7 +132,7 @@ def explanation(
         contributions_total=total,
         unexplained=unexplained,
         faithfulness=_report(found, row, target, total, unexplained, options.estimator),
-        stages=stages,
+        stages=UNTIMED,
         runtime=runtime,
         estimator=options.estimator,
         substitute=substitute,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -139,12 +140,13 @@ class Engine:
         clock.lap("codes")
         findings = self._findings(a, logits, gradient_of, targets, codes, requests[0].options)
         listed = answers.listing(findings, [request.options for request in requests], self.cut.layout, views.shape[1:3])
-        clock.lap("explain")
-        stages = StageTimes(**clock.times_ms, batch_size=len(requests))
-        return [
-            error or answers.explanation(self.model.spec, self.bank, self.runtime, listed, row, request.options, stages)
+        explained = [
+            error or answers.explanation(self.model.spec, self.bank, self.runtime, listed, row, request.options)
             for row, (error, request) in enumerate(zip(errors, requests, strict=True))
         ]
+        clock.lap("explain")
+        stages = StageTimes(**clock.times_ms, batch_size=len(requests))
+        return [e if isinstance(e, WhenceError) else replace(e, stages=stages) for e in explained]
 
     def _findings(
         self,
