@@ -124,7 +124,7 @@ class Explanation:
     contributions_total: float
     """Over all concepts, listed or not."""
     unexplained: float | None
-    """Contribution of a − â; None for banks that do not reconstruct."""
+    """Contribution of a − â; None for banks that do not reconstruct, and where the reconstruction is substituted."""
     faithfulness: FaithfulnessReport
     stages: StageTimes
     runtime: str

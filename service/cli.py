@@ -145,8 +145,8 @@ def _run(settings: Settings) -> None:
 def _await_serving(settings: Settings) -> None:
     """Wait until the health service answers, through the address that callers use."""
     host = "127.0.0.1" if settings.host == _ALL_INTERFACES else settings.host
-    # HAProxy learns of the application by starting anew, and for a moment the one before, which knows none, may still
-    # take connections: ask a few times, each time on a new one.
+    # HAProxy learns of the application by starting anew. In case the one before, which knows none, still takes
+    # connections for a moment, ask a few times, each time on a new one.
     row = 0
     while row < _CHECKS_IN_A_ROW:
         row = row + 1 if serving(settings.port, host) else 0

@@ -113,9 +113,7 @@ class Handlers:
         def decode() -> tuple[NDArray[np.uint8], Box]:
             return preprocessing.fit(self._image(request.image))
 
-        encoded = request.image.encoded
-        small = bool(encoded) and images.is_small(encoded, self._limits.image_formats)
-        view, box = decode() if small else await self._in_pool(decode)
+        view, box = await self._in_pool(decode)
         decoded = time.monotonic()
         job = Job(question.engine, view, EngineRequest(question.target, question.options))
         computed = await self._explainer.explain(job, deadline - time.monotonic())

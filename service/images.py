@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Collection
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -12,21 +9,7 @@ from PIL import Image
 from concepts.errors import InvalidImage
 from concepts.pictures import check_pixels, decode
 
-__all__ = ["decode", "from_raw", "is_small"]
-
-_SMALL_BYTES = 16 * 1024
-_SMALL_PIXELS = 128 * 128
-
-
-def is_small(encoded: bytes, formats: Collection[str]) -> bool:
-    """Return whether a picture is decoded faster than another thread is woken: a few kilobytes and a few pixels."""
-    if len(encoded) > _SMALL_BYTES:
-        return False
-    try:
-        with Image.open(io.BytesIO(encoded), formats=list(formats)) as image:
-            return image.width * image.height <= _SMALL_PIXELS
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, `decode` says
-        return False
+__all__ = ["decode", "from_raw"]
 
 
 def from_raw(data: bytes, *, height: int, width: int, floating: bool, pixel_limit: int) -> Image.Image:

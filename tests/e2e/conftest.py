@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,23 +17,13 @@ import grpc
 import pytest
 import yaml
 
+from demo.serving import free_ports
 from tests.e2e.repository import publish_bank, publish_model
 from whence.v1.explanation_service_pb2_grpc import ExplanationServiceStub
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0
 STOP_S = 60.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @dataclass

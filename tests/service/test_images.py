@@ -183,15 +183,6 @@ def test_bombs_are_refused_by_their_header(side: int) -> None:
     assert refusal.value.metadata == {"pixel_limit": "10000000"}
 
 
-def test_only_pictures_that_are_decoded_in_no_time_are_small(rgb: Image.Image) -> None:
-    assert images.is_small(encode(rgb), ALL)
-    assert not images.is_small(encode(Image.new("RGB", (200, 200))), ALL), "many pixels in few bytes"
-    assert not images.is_small(bomb(60_000), ALL)
-    assert not images.is_small(encode(rgb) + b"x" * 20_000, ALL)
-    assert not images.is_small(b"rubbish", ALL)
-    assert not images.is_small(b"", ALL)
-
-
 def test_the_pixel_limit_is_inclusive(rgb: Image.Image) -> None:
     decode(encode(rgb), pixel_limit=240)
     with pytest.raises(InvalidImage):

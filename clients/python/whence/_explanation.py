@@ -153,7 +153,8 @@ class Explanation:
     concepts: tuple[ConceptScore, ...]
     """The listed concepts, in the requested order."""
     unexplained: float | None
-    """Contribution of what the bank does not represent, in logits; None for banks that do not reconstruct."""
+    """Contribution of what the bank does not represent, in logits; None for banks that do not reconstruct, and
+    where the reconstruction is substituted."""
     contributions_total: float
     """Sum of the contributions of all the bank's concepts, listed or not, in logits."""
     faithfulness: FaithfulnessReport
