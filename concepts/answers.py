@@ -120,14 +120,15 @@ def explanation(
     total = float(contributions.total[row].sum())
     unexplained = None if contributions.unexplained is None else float(contributions.unexplained[row])
     substitute = bool(options.substitute)
-    best = np.argsort(-listed.probabilities[row], kind="stable")[:PREDICTIONS]
+    logits, probabilities = found.logits[row], listed.probabilities[row]
+    best = np.argsort(-probabilities, kind="stable")[:PREDICTIONS]
     return Explanation(
         model=spec.name,
         model_digest=spec.weights_digest,
         bank=bank.reference,
         bank_digest=bank.digest,
-        predictions=tuple(_class_score(spec, listed, row, int(index)) for index in best),
-        target=_class_score(spec, listed, row, target),
+        predictions=tuple(class_score(spec, logits, probabilities, int(index)) for index in best),
+        target=class_score(spec, logits, probabilities, target),
         concepts=_concept_scores(bank, listed, row, options, abs(unexplained or 0.0)),
         contributions_total=total,
         unexplained=unexplained,
@@ -139,9 +140,9 @@ def explanation(
     )
 
 
-def _class_score(spec: ModelSpec, listed: Listed, row: int, index: int) -> ClassScore:
-    logit = float(listed.findings.logits[row, index])
-    return ClassScore(index, spec.class_names[index], logit, float(listed.probabilities[row, index]))
+def class_score(spec: ModelSpec, logits: Tensor, probabilities: NDArray[np.float64], index: int) -> ClassScore:
+    """Return one class of one image; logits and probabilities ``[n_classes]``."""
+    return ClassScore(index, spec.class_names[index], float(logits[index]), float(probabilities[index]))
 
 
 def _concept_scores(

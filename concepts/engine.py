@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from concepts import answers, estimators
+from concepts import answers, estimators, intervention
 from concepts.answers import Findings
 from concepts.bank import Bank
 from concepts.codec import Codes
@@ -27,7 +27,10 @@ from concepts.errors import (
     WhenceError,
 )
 from concepts.explanation import EngineRequest, Estimator, ExplainOptions, Explanation, StageTimes
+from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
+
+Answer = TypeVar("Answer", Explanation, Intervention)
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """What the trunk computes in; codes, head, contributions and report are always float32."""
@@ -45,8 +48,21 @@ def batch_key(options: ExplainOptions) -> BatchKey:
     return BatchKey(options.estimator, bool(options.substitute))
 
 
+class _Encoded(NamedTuple):
+    """A batch after trunk, head and codes."""
+
+    a: Tensor
+    """In the layer's layout."""
+    logits: Tensor
+    gradient_of: Callable[[Tensor], Tensor]
+    targets: Tensor
+    errors: list[WhenceError | None]
+    """Of the images that cannot be answered."""
+    codes: Codes
+
+
 class Engine:
-    """Explains images with one bank.
+    """Explains images with one bank, and says what the model would answer if its concepts were weaker or stronger.
 
     Parameters
     ----------
@@ -128,36 +144,84 @@ class Engine:
         if len({batch_key(request.options) for request in requests}) != 1:
             raise ValueError("requests of one batch must have the same batch_key")
         clock = _Stopwatch(self.model.device)
+        encoded = self._encode(views, [request.target for request in requests], clock)
+        findings = self._findings(encoded, requests[0].options)
+        listed = answers.listing(findings, [request.options for request in requests], self.cut.layout, views.shape[1:3])
+        explained = [
+            error or answers.explanation(self.model.spec, self.bank, self.runtime, listed, row, request.options)
+            for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
+        ]
+        return _timed(explained, clock)
+
+    def check_intervention(self, request: InterventionRequest) -> None:
+        """Raise what ``intervene`` would answer to a request, as far as that is known without its image.
+
+        Raises
+        ------
+        UnknownClass
+            If the model has no such class.
+        InvalidInput
+            If there are no scales, or one is not finite or too large.
+        UnknownConcept
+            If the bank has no such concept.
+        UnsupportedOption
+            If a concept belongs to another class than the target, or the bank has no concepts for the target.
+        """
+        if request.target is not None:
+            self._check_target(request.target)
+        intervention.check(self.bank, self.model.spec, request)
+
+    def intervene(
+        self, views: NDArray[np.uint8], requests: Sequence[InterventionRequest]
+    ) -> list[Intervention | WhenceError]:
+        """Scale the codes of chosen concepts of a batch and run the head again; each answer is what it would be alone.
+
+        Parameters
+        ----------
+        views
+            As for ``explain``.
+        requests
+            One an image, each accepted by ``check_intervention``.
+
+        Returns
+        -------
+        list
+            In the order of the images: the predictions before and after, or the error of that image alone.
+        """
+        clock = _Stopwatch(self.model.device)
+        encoded = self._encode(views, [request.target for request in requests], clock)
+        with torch.no_grad():
+            weights = intervention.weights(encoded.codes, requests, len(self.bank.concepts))
+            change = self.cut.unpositions(self.codec.combine(encoded.codes, weights)).to(encoded.a.dtype)
+        # As the head was run before, so that a scale of one changes nothing at all.
+        after, _ = self.cut.head_forward(encoded.a + change)
+        before, after, targets = encoded.logits.cpu(), after.cpu(), encoded.targets.tolist()
+        spec, bank = self.model.spec, self.bank
+        answered = [
+            error
+            or intervention.misplaced(bank, spec, request, targets[row])
+            or intervention.answer(spec, bank, self.runtime, before[row], after[row], targets[row])
+            for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
+        ]
+        return _timed(answered, clock)
+
+    def _encode(self, views: NDArray[np.uint8], wanted: Sequence[int | None], clock: _Stopwatch) -> _Encoded:
+        """Run trunk and head, settle the targets (None: the predicted class), and compute the codes."""
         with torch.no_grad(), self._lowered:
             a = self.cut.trunk(self.model.inputs(views))
         a = a.float()
         clock.lap("trunk")
         logits, gradient_of = self.cut.head_forward(a)
-        targets, errors = self._targets(logits, requests)
+        targets, errors = self._targets(logits, wanted)
         clock.lap("head")
         with torch.no_grad():
             codes = self.codec.encode(self.cut.positions(a), targets)
         clock.lap("codes")
-        findings = self._findings(a, logits, gradient_of, targets, codes, requests[0].options)
-        listed = answers.listing(findings, [request.options for request in requests], self.cut.layout, views.shape[1:3])
-        explained = [
-            error or answers.explanation(self.model.spec, self.bank, self.runtime, listed, row, request.options)
-            for row, (error, request) in enumerate(zip(errors, requests, strict=True))
-        ]
-        clock.lap("explain")
-        stages = StageTimes(**clock.times_ms, batch_size=len(requests))
-        return [e if isinstance(e, WhenceError) else replace(e, stages=stages) for e in explained]
+        return _Encoded(a, logits, gradient_of, targets, errors, codes)
 
-    def _findings(
-        self,
-        a: Tensor,
-        logits: Tensor,
-        gradient_of: Callable[[Tensor], Tensor],
-        targets: Tensor,
-        codes: Codes,
-        options: ExplainOptions,
-    ) -> Findings:
-        """Compute contributions and the report's numbers; ``a`` and gradients in the layer's layout."""
+    def _findings(self, encoded: _Encoded, options: ExplainOptions) -> Findings:
+        """Compute contributions and the report's numbers."""
+        a, logits, gradient_of, targets, _, codes = encoded
         cut, codec = self.cut, self.codec
         substitute = bool(options.substitute)
         reconstruction = cut.unpositions(codec.combine(codes)).to(a.dtype) if codec.reconstructs else None
@@ -194,16 +258,16 @@ class Engine:
             carried_share=carried,
         )
 
-    def _targets(self, logits: Tensor, requests: Sequence[EngineRequest]) -> tuple[Tensor, list[WhenceError | None]]:
-        """Return the class to explain of each image; images that cannot be explained get any class and an error."""
+    def _targets(self, logits: Tensor, wanted: Sequence[int | None]) -> tuple[Tensor, list[WhenceError | None]]:
+        """Return the class to speak of for each image; images that cannot be answered get any class and an error."""
         classes = self.codec.classes()
         spare = 0 if classes is None else min(classes)
         predicted = logits.argmax(1).tolist()
         sound = torch.isfinite(logits).all(1).tolist()
         targets: list[int] = []
         errors: list[WhenceError | None] = []
-        for request, prediction, is_sound in zip(requests, predicted, sound, strict=True):
-            target = prediction if request.target is None else request.target
+        for choice, prediction, is_sound in zip(wanted, predicted, sound, strict=True):
+            target = prediction if choice is None else choice
             error: WhenceError | None = None
             if not is_sound:
                 error = NumericalFailure("the model answered this image with NaN or infinity")
@@ -243,6 +307,13 @@ def _kl(logits: Tensor, reconstructed: Tensor) -> Tensor:
     p, q = functional.log_softmax(logits.double(), 1), functional.log_softmax(reconstructed.double(), 1)
     divergence: Tensor = (p.exp() * (p - q)).sum(1).clamp_min(0.0)
     return divergence
+
+
+def _timed(answered: Sequence[Answer | WhenceError], clock: _Stopwatch) -> list[Answer | WhenceError]:
+    """Return the answers of a batch with the times of its stages."""
+    clock.lap("explain")
+    stages = StageTimes(**clock.times_ms, batch_size=len(answered))
+    return [each if isinstance(each, WhenceError) else replace(each, stages=stages) for each in answered]
 
 
 class _Stopwatch:
