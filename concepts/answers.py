@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from concepts.bank import Bank
 from concepts.codec import Codes
-from concepts.cut import Layout
+from concepts.layout import Layout
 from concepts.estimators import Contributions
 from concepts.explanation import (
     ClassScore,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -18,42 +18,26 @@ import torch
 from torch import Tensor, nn
 
 from concepts.errors import InvalidCut, InvalidModel, UnknownLayer
+from concepts.flow import Flow
+from concepts.layout import Layout, layout_of
+from concepts.trace import Trace, answering, outputs, run_until, trace
 
 RELATIVE_TOLERANCE = 1e-4
 """How closely logits must be reproduced for a cut to be accepted, relative to the largest of them."""
 
+HeadForm = Literal["affine", "dynamic_linear", "general"]
+"""Affine: the gradient is constant. Dynamic linear: logit − constant = ⟨G(a), a⟩. General: neither."""
 
-class Layout(NamedTuple):
-    """Where things are in an activation."""
-
-    order: Literal["bchw", "bhwc", "btc", "bc"]
-    channels: int
-    grid: tuple[int, int]
-    """Rows and columns of the spatial positions."""
-    tokens: int
-    """Positions before the spatial ones that have no place in the image (class token)."""
-
-    @property
-    def positions(self) -> int:
-        """Number of positions P, tokens included."""
-        return self.tokens + self.grid[0] * self.grid[1]
+_GRADIENTS_KEPT = 64
+"""Classes whose gradient is remembered, where the head is affine."""
 
 
 class HeadFacts(NamedTuple):
     """What was found out about a head."""
 
-    form: Literal["affine", "dynamic_linear", "general"]
-    """Affine: the gradient is constant. Dynamic linear: logit − constant = ⟨G(a), a⟩. General: neither."""
+    form: HeadForm
     constant: Tensor
     """h(0), float32 ``[n_classes]``."""
-
-
-class _Reached(Exception):
-    """The layer has answered; the rest of the model need not run."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
 
 
 class Cut:
@@ -73,6 +57,8 @@ class Cut:
     Attributes
     ----------
     layout : Layout
+    shape : tuple of int
+        Of one image's activation.
     facts : HeadFacts
     n_classes : int
     non_negative : bool
@@ -89,30 +75,49 @@ class Cut:
         If the model does not map a batch to ``[B, n_classes]``.
     """
 
+    facts: HeadFacts
+
     _widened = False
     """Whether the head sees as many copies of the example as it has rows, for models that count images at the start."""
 
     def __init__(self, module: nn.Module, layer: str, example: Tensor) -> None:
-        self._module, self._layer = module, layer
-        self._target = _find(module, layer)
-        self._example = example[:1]
-        logits = _logits(module, example)
-        self.n_classes = logits.shape[1]
-        trace = _trace(module, self._example)
-        problem = _problem(self, trace, example, logits)
+        self._bind(module, layer, example)
+        survey = _Survey(module, example)
+        problem = _problem(self, survey)
         if problem is not None:
-            valid = _nearest_valid(module, layer, trace, example, logits)
+            valid = _nearest_valid(survey, layer)
             remedy = f"; nearest layers that can be cut: {', '.join(valid)}" if valid else ""
             raise InvalidCut(f"layer {layer!r} {problem}{remedy}", layer=layer)
         activation = self.trunk(example)
-        self.layout = _layout(activation, example.shape[-2:], layer)
+        self.layout = layout_of(activation, *example.shape[-2:])
+        self.shape = tuple(activation.shape[1:])
         self.non_negative = bool((activation >= 0).all())
-        self.facts = _head_facts(self, activation)
+        self._nothing = torch.zeros_like(activation[:1])
+        with torch.no_grad():
+            constant = self.head(self._nothing)[0].float()
+        self.n_classes = len(constant)
+        self.facts = HeadFacts(_head_form(self, activation, constant), constant)
+
+    def _bind(self, module: nn.Module, layer: str, example: Tensor) -> None:
+        self._module, self._layer, self._target = module, layer, _find(module, layer)
+        self._example = example[:1]
+        self._answers: dict[nn.Module, Any] = {}
+        self._gradients: dict[int, Tensor] = {}
+
+    @property
+    def module(self) -> nn.Module:
+        """The whole classifier."""
+        return self._module
 
     @property
     def layer(self) -> str:
         """Name of the layer."""
         return self._layer
+
+    @property
+    def example(self) -> Tensor:
+        """One input of the model, ``[1, C, H, W]``."""
+        return self._example
 
     def trunk(self, x: Tensor) -> Tensor:
         """Return g(x), the activation at the layer, without gradients.
@@ -127,19 +132,9 @@ class Cut:
 
     def trunk_with_gradients(self, x: Tensor) -> Tensor:
         """Return g(x) as a node of the autograd graph, for maps on the input; see ``trunk``."""
-
-        def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            raise _Reached(output)
-
-        handle = self._target.register_forward_hook(stop)
-        try:
-            self._module(x)
-        except _Reached as reached:
-            output = reached.output
-        else:
+        output = run_until(self._module, self._target, x)
+        if output is None:
             raise InvalidCut(f"layer {self._layer!r} did not run for this input", layer=self._layer)
-        finally:
-            handle.remove()
         if not isinstance(output, Tensor):
             raise InvalidCut(
                 f"layer {self._layer!r} answers with a {type(output).__name__}, not one tensor", layer=self._layer
@@ -157,9 +152,9 @@ class Cut:
         rows = len(a) if self._widened else 1
         with ExitStack() as patches:
             for module, answer in self._answers.items():
-                patches.enter_context(_answering(module, partial(_widen, answer, rows)))
+                patches.enter_context(answering(module, partial(_widen, answer, rows)))
             # The clone keeps in-place operations of the head away from the caller's tensor.
-            patches.enter_context(_answering(self._target, a.clone))
+            patches.enter_context(answering(self._target, a.clone))
             logits: Tensor = self._module(_widen(self._example, rows))
         return logits
 
@@ -188,6 +183,20 @@ class Cut:
 
     def head_forward(self, a: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Return the logits now, and a function that returns the gradient for targets chosen after seeing them."""
+        if self.facts.form == "affine":
+            with torch.no_grad():
+                return self.head(a), self._affine_gradient
+        return self._differentiated(a)
+
+    def positions(self, a: Tensor) -> Tensor:
+        """Return activations (or gradients) as rows of channels, ``[B, P, C]``; a view where strides allow."""
+        return self.layout.flatten(a)
+
+    def unpositions(self, p: Tensor) -> Tensor:
+        """Return ``[B, P, C]`` in the layer's own layout; the inverse of ``positions``."""
+        return self.layout.unflatten(p)
+
+    def _differentiated(self, a: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         with torch.enable_grad(), self.linearised():
             leaf = a.detach().requires_grad_()
             logits = self.head(leaf)
@@ -195,93 +204,81 @@ class Cut:
             raise InvalidCut(f"no gradient flows from the logits back to layer {self._layer!r}", layer=self._layer)
 
         def gradient_of(targets: Tensor) -> Tensor:
-            chosen = logits.gather(1, targets.view(-1, 1)).sum()
-            return torch.autograd.grad(chosen, leaf)[0]
+            return torch.autograd.grad(logits.gather(1, targets.view(-1, 1)).sum(), leaf)[0]
 
         return logits.detach(), gradient_of
 
-    def positions(self, a: Tensor) -> Tensor:
-        """Return activations (or gradients) as rows of channels, ``[B, P, C]``; a view where strides allow."""
-        if self.layout.order == "bchw":
-            return a.flatten(2).transpose(1, 2)
-        if self.layout.order == "bhwc":
-            return a.flatten(1, 2)
-        return a if self.layout.order == "btc" else a.unsqueeze(1)
-
-    def unpositions(self, p: Tensor) -> Tensor:
-        """Return ``[B, P, C]`` in the layer's own layout; the inverse of ``positions``."""
-        if self.layout.order == "bchw":
-            return p.transpose(1, 2).reshape(len(p), -1, *self.layout.grid)
-        if self.layout.order == "bhwc":
-            return p.reshape(len(p), *self.layout.grid, -1)
-        return p if self.layout.order == "btc" else p.squeeze(1)
-
-    def _record(self, trace: _Trace) -> None:
-        self._answers = trace.answers_before(self._layer)
+    def _affine_gradient(self, targets: Tensor) -> Tensor:
+        """Return the gradient of an affine head, which depends on the class alone: each is computed once."""
+        wanted = targets.tolist()
+        missing = [target for target in dict.fromkeys(wanted) if target not in self._gradients]
+        if len(self._gradients) + len(missing) > _GRADIENTS_KEPT:
+            self._gradients.clear()
+            missing = list(dict.fromkeys(wanted))
+        if missing:
+            nothing = self._nothing.expand(len(missing), *self._nothing.shape[1:])
+            _, gradient_of = self._differentiated(nothing)
+            found = gradient_of(torch.tensor(missing, device=nothing.device))
+            self._gradients |= zip(missing, found.split(1), strict=True)
+        return torch.cat([self._gradients[target] for target in wanted])
 
 
-class _Call(NamedTuple):
+class CutLayer(NamedTuple):
+    """A layer at which a model can be cut."""
+
     name: str
-    module: nn.Module
-    output: Any
+    layout: Layout
+    shape: tuple[int, ...]
+    """Of one image's activation."""
+    non_negative: bool
+    """Whether the activation of the examples is nowhere negative."""
+    head: HeadForm
+    parameters_before: int
+    """Parameters that act up to the layer."""
+    parameters_after: int
 
 
-class _Trace(NamedTuple):
-    """The calls of one forward pass, in the order in which they ended."""
+def layers(module: nn.Module, example: Tensor) -> list[CutLayer]:
+    """Return every layer at which a classifier can be cut, in running order; parameters as of ``Cut``."""
+    survey = _Survey(module, example)
+    candidates = [name for name in survey.trace.order if _obstacle(survey, name) is None]
+    with torch.no_grad():
+        _, activations = outputs(module, candidates, example)
+    total = survey.flow.parameters if survey.flow is not None else sum(p.numel() for p in module.parameters())
+    found: list[CutLayer] = []
+    form: HeadForm = "affine"
+    for name in reversed(candidates):
+        cut, a = _probe(survey, name), activations[name]
+        if _leak(cut, survey, a) is not None:
+            continue
+        if form != "general":  # what comes before a general head is general
+            with torch.no_grad():
+                constant = cut.head(torch.zeros_like(a[:1]))[0].float()
+            form = _head_form(cut, a, constant)
+        after = survey.flow.parameters_after(name) if survey.flow is not None else 0
+        layout = layout_of(a, *example.shape[-2:])
+        found.append(CutLayer(name, layout, tuple(a.shape[1:]), bool((a >= 0).all()), form, total - after, after))
+    return found[::-1]
 
-    calls: list[_Call]
 
-    def count(self, layer: str) -> int:
-        return sum(call.name == layer for call in self.calls)
+class _Survey:
+    """What a look at a classifier on two examples tells about all of its layers."""
 
-    def answers_before(self, layer: str) -> dict[nn.Module, Any]:
-        """Return the outermost modules that ran once and ended before the layer did, with their answers."""
-        end = next(i for i, call in enumerate(self.calls) if call.name == layer)
-        done = {call.name: call for call in self.calls[:end]}
-        return {
-            call.module: call.output
-            for name, call in done.items()
-            if self.count(name) == 1 and not name.startswith(layer + ".") and not _inside_any(name, done)
-        }
+    def __init__(self, module: nn.Module, example: Tensor) -> None:
+        self.module, self.example = module, example
+        self.logits = _logits(module, example)
+        self.trace: Trace = trace(module, example[:1])
+        self.flow: Flow | None
+        try:
+            self.flow = Flow(module, example[:1])
+        except RuntimeError:  # a part that cannot be differentiated: the numbers alone decide
+            self.flow = None
 
 
 def _widen(value: Any, rows: int) -> Any:
     """Let one image's tensor stand for that many rows, without a copy."""
     one = isinstance(value, Tensor) and value.ndim > 0 and len(value) == 1
     return value.expand(rows, *value.shape[1:]) if one and rows > 1 else value
-
-
-def _inside_any(name: str, others: dict[str, Any]) -> bool:
-    parts = name.split(".")
-    return any(".".join(parts[:i]) in others for i in range(1, len(parts)))
-
-
-def _trace(module: nn.Module, x: Tensor) -> _Trace:
-    calls: list[_Call] = []
-
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda child, _inputs, output: calls.append(_Call(name, child, output))
-
-    with ExitStack() as hooks, torch.no_grad():
-        for name, child in module.named_modules():
-            if name:
-                hooks.callback(child.register_forward_hook(hook(name)).remove)
-        module(x)
-    return _Trace(calls)
-
-
-@contextmanager
-def _answering(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
-    """Let a module give a ready answer instead of running."""
-    own = vars(module).get("forward")  # an instance may carry one of its own already
-    module.forward = lambda *_inputs, **_options: answer()
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 def _find(module: nn.Module, layer: str) -> nn.Module:
@@ -307,21 +304,36 @@ def _logits(module: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def _problem(cut: Cut, trace: _Trace, example: Tensor, logits: Tensor) -> str | None:
+def _problem(cut: Cut, survey: _Survey) -> str | None:
     """Say why the layer cannot be cut, or None; leaves ``cut`` able to run its head."""
-    times = trace.count(cut.layer)
+    obstacle = _obstacle(survey, cut.layer)
+    if obstacle is not None:
+        return obstacle
+    activation = cut.trunk(survey.example)
+    return _leak(cut, survey, activation)
+
+
+def _obstacle(survey: _Survey, layer: str) -> str | None:
+    """Say what speaks against the layer before any number is compared, or None."""
+    times = survey.trace.count(layer)
     if times != 1:
         return "never runs" if times == 0 else f"runs {times} times in one forward pass"
-    call = next(call for call in trace.calls if call.name == cut.layer)
-    if not isinstance(call.output, Tensor) or not 2 <= call.output.ndim <= 4 or call.output.shape[0] != 1:
+    output = survey.trace.output(layer)
+    if not isinstance(output, Tensor) or not 2 <= output.ndim <= 4 or output.shape[0] != 1:
         return "does not answer with one tensor of activations"
-    cut._record(trace)
-    activation = cut.trunk(example)
-    # The answers come from the first example, the activation from the second: whatever else reaches the head shows.
-    if not _reproduces(cut, activation[1:], logits[1:]):
+    if survey.flow is not None and not survey.flow.passes(layer):
         return "is bypassed by another path to the logits"
-    cut._widened = not _reproduces(cut, activation, logits)
-    if cut._widened and not _reproduces(cut, activation, logits):
+    return None
+
+
+def _leak(cut: Cut, survey: _Survey, activation: Tensor) -> str | None:
+    """Say how the logits depend on anything but the activations ``[2, …]`` of the examples, or None."""
+    cut._answers = survey.trace.answers_before(cut.layer)
+    # The answers come from the first example, the activation from the second: whatever else reaches the head shows.
+    if not _reproduces(cut, activation[1:], survey.logits[1:]):
+        return "is bypassed by another path to the logits"
+    cut._widened = not _reproduces(cut, activation, survey.logits)
+    if cut._widened and not _reproduces(cut, activation, survey.logits):
         return "is followed by code that takes the number of images from before it, and not from its output"
     return None
 
@@ -336,90 +348,38 @@ def _reproduces(cut: Cut, activation: Tensor, logits: Tensor) -> bool:
     return bool(error <= RELATIVE_TOLERANCE * logits.abs().max().clamp_min(1e-6))
 
 
-def _nearest_valid(
-    module: nn.Module, layer: str, trace: _Trace, example: Tensor, logits: Tensor, wanted: int = 2
-) -> list[str]:
+def _nearest_valid(survey: _Survey, layer: str, wanted: int = 2) -> list[str]:
     """Return the layers nearest in running order that can be cut: up to ``wanted`` before and after."""
-    order = list(dict.fromkeys(call.name for call in trace.calls))
+    order = survey.trace.order
     if layer not in order:
         return []
     at = order.index(layer)
     found: list[str] = []
     for candidates in (reversed(order[:at]), iter(order[at + 1 :])):
-        side = (name for name in candidates if _is_valid(module, name, trace, example, logits))
+        side = (name for name in candidates if _problem(_probe(survey, name), survey) is None)
         found += [name for name, _ in zip(side, range(wanted), strict=False)]
     return sorted(found, key=order.index)
 
 
-def _is_valid(module: nn.Module, layer: str, trace: _Trace, example: Tensor, logits: Tensor) -> bool:
-    return _problem(_probe(module, layer, example), trace, example, logits) is None
-
-
-def _probe(module: nn.Module, layer: str, example: Tensor) -> Cut:
+def _probe(survey: _Survey, layer: str) -> Cut:
     """Return a cut that is not validated yet."""
     probe = Cut.__new__(Cut)
-    probe._module, probe._layer, probe._target, probe._example = module, layer, _find(module, layer), example[:1]
+    probe._bind(survey.module, layer, survey.example)
     return probe
 
 
-def _layout(a: Tensor, input_size: torch.Size, layer: str) -> Layout:
-    height, width = input_size
-    if a.ndim == 2:
-        return Layout("bc", a.shape[1], (1, 1), 0)
-    if a.ndim == 3:
-        tokens, grid = _token_grid(a.shape[1], height, width)
-        return Layout("btc", a.shape[2], grid, tokens)
-    _, d1, d2, d3 = a.shape
-    # Swin-like networks keep channels last: then the first two axes, and not the last two, have the image's shape.
-    if d1 * width == d2 * height and d2 * width != d3 * height:
-        return Layout("bhwc", d3, (d1, d2), 0)
-    return Layout("bchw", d1, (d2, d3), 0)
-
-
-def _token_grid(length: int, height: int, width: int) -> tuple[int, tuple[int, int]]:
-    """Split a token sequence into tokens without a place and a grid of the image's shape."""
-    for tokens in range(min(length, 9)):
-        side = math.isqrt(max((length - tokens) * height // width, 1))
-        for rows in (side, side + 1):
-            columns = (length - tokens) // rows
-            if rows * columns == length - tokens and abs(rows * width - columns * height) < max(height, width):
-                return tokens, (rows, columns)
-    return 0, (1, length)
-
-
-def _head_facts(cut: Cut, activation: Tensor) -> HeadFacts:
+def _head_form(cut: Cut, activation: Tensor, constant: Tensor) -> HeadForm:
     """Find out whether the head is affine or dynamic linear, by asking it."""
-    with torch.no_grad():
-        constant = cut.head(torch.zeros_like(activation[:1]))[0].float()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(activation.shape, generator=generator).to(activation) * activation.std()
     probes = torch.cat([activation, -activation, 2 * activation + noise, noise])
-    targets = torch.randint(cut.n_classes, (1,), generator=generator).expand(len(probes)).to(probes.device)
-    logits, gradient = cut.head_gradient(probes, targets)
+    targets = torch.randint(len(constant), (1,), generator=generator).expand(len(probes)).to(probes.device)
+    logits, gradient_of = cut._differentiated(probes)
+    gradient = gradient_of(targets)
     linear = (gradient * probes).flatten(1).sum(1)
     chosen = logits.gather(1, targets.view(-1, 1)).squeeze(1)
     scale = torch.maximum(chosen.abs(), (gradient * probes).flatten(1).abs().sum(1)).clamp_min(1e-6)
     if not bool(((chosen - constant[targets] - linear).abs() <= RELATIVE_TOLERANCE * scale).all()):
-        return HeadFacts("general", constant)
+        return "general"
     spread = (gradient - gradient[:1]).abs().max()
-    constant_gradient = bool(spread <= RELATIVE_TOLERANCE * gradient.abs().max())
-    return HeadFacts("affine" if constant_gradient else "dynamic_linear", constant)
-
-
-class CutLayer(NamedTuple):
-    """A layer at which a model can be cut."""
-
-    name: str
-    layout: Layout
-    non_negative: bool
-    """Whether the activation of the examples is nowhere negative."""
-
-
-def layers(module: nn.Module, example: Tensor) -> Iterator[CutLayer]:
-    """Yield every layer at which a classifier can be cut, in running order; parameters as of ``Cut``."""
-    logits, trace = _logits(module, example), _trace(module, example[:1])
-    for name in dict.fromkeys(call.name for call in trace.calls):
-        probe = _probe(module, name, example)
-        if _problem(probe, trace, example, logits) is None:
-            activation = probe.trunk(example)
-            yield CutLayer(name, _layout(activation, example.shape[-2:], name), bool((activation >= 0).all()))
+    return "affine" if bool(spread <= RELATIVE_TOLERANCE * gradient.abs().max()) else "dynamic_linear"

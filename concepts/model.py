@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -135,8 +135,8 @@ class Model:
             )
         return cut
 
-    def layers(self) -> Iterator[CutLayer]:
-        """Yield every layer at which the model can be cut, in running order."""
+    def layers(self) -> list[CutLayer]:
+        """Return every layer at which the model can be cut, in running order."""
         return layers(self.module, self._example())
 
     def _example(self) -> Tensor:

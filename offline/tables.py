@@ -73,11 +73,25 @@ def models(specs: Iterable[ModelSpec]) -> Table:
 
 def layers(found: Iterable[CutLayer]) -> Table:
     """Return one row a layer."""
-    table = Table("layer", "channels", "grid", "tokens", "non-negative")
+    numbers = ("shape", "channels", "grid", "tokens", "parameters before", "after")
+    table = Table("layer")
+    for title in numbers:
+        table.add_column(title, justify="right")
+    table.add_column("non-negative")
+    table.add_column("head")
     for layer in found:
-        grid = f"{layer.layout.grid[0]}×{layer.layout.grid[1]}"
-        sign = "yes" if layer.non_negative else "no"
-        table.add_row(layer.name, str(layer.layout.channels), grid, str(layer.layout.tokens or ""), sign)
+        rows, columns = layer.layout.grid
+        table.add_row(
+            layer.name,
+            "×".join(map(str, layer.shape)),
+            str(layer.layout.channels),
+            f"{rows}×{columns}",
+            str(layer.layout.tokens or ""),
+            f"{layer.parameters_before:,}",
+            f"{layer.parameters_after:,}",
+            "yes" if layer.non_negative else "no",
+            layer.head.replace("_", " "),
+        )
     return table
 
 

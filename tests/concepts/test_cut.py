@@ -17,8 +17,9 @@ from torch.nn import functional
 from torchvision.models import DenseNet
 
 from concepts.architectures import build
-from concepts.cut import Cut, Layout
+from concepts.cut import Cut, layers
 from concepts.errors import InvalidCut, InvalidModel, UnknownLayer
+from concepts.layout import Layout
 from concepts.model import Model
 from concepts.preprocessing import Preprocessing
 from tests.data import real_data
@@ -226,6 +227,71 @@ def test_all_layers_of_a_network(model: Model) -> None:
     assert set(found) == {"conv1", "bn1", "relu", *blocks, *stages, "pool", "flatten", "linear"}
     assert {name for name, layer in found.items() if not layer.non_negative} == {"conv1", "bn1", "linear"}
     assert found["layer2.1"].layout == Layout("bchw", 32, (16, 16), 0)
+
+
+def test_layers_say_what_comes_before_and_after(model: Model) -> None:
+    found = {layer.name: layer for layer in model.layers()}
+    count = {name: sum(p.numel() for p in child.parameters()) for name, child in model.module.named_children()}
+    total = sum(count.values())
+    before = 0
+    for name, size in count.items():  # the children of this network run in their order
+        before += size
+        if name in found:
+            assert (found[name].parameters_before, found[name].parameters_after) == (before, total - before), name
+    assert found["layer3"].shape == (64, 8, 8)
+    assert {name for name, layer in found.items() if layer.head == "affine"} == {
+        "layer3", "layer3.2", "pool", "flatten", "linear"
+    }  # fmt: skip
+    for name in ("conv1", "layer1.0", "layer2", "layer3", "flatten"):
+        assert model.cut(name).facts.form == found[name].head
+
+
+def test_the_list_of_layers_is_whole(model: Model) -> None:
+    found = {layer.name for layer in model.layers()}
+    for name, _ in model.module.named_modules():
+        if name and name not in found:
+            with pytest.raises(InvalidCut):
+                model.cut(name)
+
+
+def test_a_class_token_is_no_parameter_of_the_head() -> None:
+    module = torchvision("vit_b_16", image_size=48)
+    found = {layer.name: layer for layer in layers(module, noise(2, 48))}
+    linear = sum(p.numel() for p in module.heads.parameters())  # type: ignore[union-attr]
+    norm = sum(p.numel() for p in module.encoder.ln.parameters())  # type: ignore[union-attr]
+    assert found["encoder"].parameters_after == linear
+    assert found["encoder.layers.encoder_layer_11"].parameters_after == linear + norm
+
+
+def test_a_path_too_faint_for_the_numbers_shows_in_the_flow_of_data(bcos: tuple[nn.Module, Tensor]) -> None:
+    # A B-cos convolution scales its linear part by the norm of its input: a path of its own.
+    with pytest.raises(InvalidCut, match="bypassed"):
+        Cut(bcos[0], "conv1.linear", noise(2, 32, 6))
+
+    class Faint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.conv(x).mean((2, 3))) + 1e-7 * x.mean((1, 2, 3)).unsqueeze(1)
+
+    with pytest.raises(InvalidCut, match="bypassed"):
+        Cut(Faint().eval(), "conv", noise(2, 8))
+
+
+def test_the_gradient_of_an_affine_head_is_its_matrix(model: Model, views: NDArray[np.uint8]) -> None:
+    cut = model.cut("layer3")
+    a = cut.trunk(model.inputs(views[:4]))
+    targets = torch.tensor([3, 1, 3, 9])
+    matrix = model.module.linear.weight[targets]  # type: ignore[union-attr, index]
+    for _ in range(2):  # computed, then remembered
+        logits, gradient = cut.head_gradient(a, targets)
+        torch.testing.assert_close(gradient, (matrix / 64)[:, :, None, None].expand(-1, -1, 8, 8))
+        torch.testing.assert_close(logits, model.module(model.inputs(views[:4])))
+    gradient = cut.head_gradient(a, torch.tensor([5, 3, 0, 3]))[1]
+    torch.testing.assert_close(gradient[1], gradient[3])
+    torch.testing.assert_close(gradient[0, :, 0, 0], model.module.linear.weight[5] / 64)  # type: ignore[union-attr, index]
 
 
 def test_a_layer_that_runs_twice_or_never() -> None:
