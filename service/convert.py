@@ -24,12 +24,15 @@ from concepts.explanation import (
     MapKind,
     MapSize,
     Order,
+    StageTimes,
 )
+from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import ModelSpec
 from concepts.preprocessing import Box
 from concepts.repository import BankSummary, BankVersion
 from service.overlay import overlay
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
+from whence.v1 import explanation_service_pb2 as service_pb2
 
 _ORDERS: Mapping[int, Order] = {
     explanation_pb2.ORDER_UNSPECIFIED: "contribution",
@@ -138,6 +141,25 @@ def target_from(message: explanation_pb2.Target, spec: ModelSpec) -> int | None:
     return message.index
 
 
+def intervention_from(
+    message: service_pb2.InterveneRequest, spec: ModelSpec, *, scales_limit: int
+) -> InterventionRequest:
+    """Return which concepts a caller would scale, and by how much.
+
+    Raises
+    ------
+    InvalidInput
+        If they are too many.
+    UnknownClass
+        If the model has no such target.
+    """
+    if len(message.scales) > scales_limit:
+        raise InvalidInput(
+            f"scales must name at most {scales_limit} concepts, not {len(message.scales)}.", scales_limit=scales_limit
+        )
+    return InterventionRequest(target_from(message.target, spec), dict(message.scales))
+
+
 def check_reply_size(options: ExplainOptions, spec: ModelSpec, *, overlays: bool, limit: int) -> None:
     """Refuse an answer that would be too large, before it is computed.
 
@@ -182,7 +204,6 @@ def explanation_to(
     overlays
         Draw maps over the view.
     """
-    stages = explanation.stages
     background = view if overlays else None
     return explanation_pb2.Explanation(
         model=explanation_pb2.ModelVersion(name=explanation.model, digest=explanation.model_digest),
@@ -193,17 +214,24 @@ def explanation_to(
         unexplained=explanation.unexplained,
         contributions_total=explanation.contributions_total,
         faithfulness=_report_to(explanation.faithfulness),
-        timings=explanation_pb2.Timings(
-            trunk_ms=stages.trunk_ms,
-            head_ms=stages.head_ms,
-            codes_ms=stages.codes_ms,
-            explain_ms=stages.explain_ms,
-            batch_size=stages.batch_size,
-        ),
+        timings=_timings_to(explanation.stages),
         view=box_to(box),
         runtime=explanation.runtime,
         estimator=_ESTIMATORS_OUT[explanation.estimator],
         substitute=explanation.substitute,
+    )
+
+
+def intervention_to(intervention: Intervention) -> service_pb2.InterveneResponse:
+    """Return an intervention as a message without a request id; its timings hold what the engine measured."""
+    return service_pb2.InterveneResponse(
+        model=explanation_pb2.ModelVersion(name=intervention.model, digest=intervention.model_digest),
+        bank=explanation_pb2.BankVersion(reference=intervention.bank, digest=intervention.bank_digest),
+        before=[_class_to(score) for score in intervention.before],
+        after=[_class_to(score) for score in intervention.after],
+        timings=_timings_to(intervention.stages),
+        runtime=intervention.runtime,
+        target=_class_to(intervention.target),
     )
 
 
@@ -269,6 +297,16 @@ def box_to(box: Box) -> image_pb2.Box:
 def _class_to(score: ClassScore) -> explanation_pb2.ClassScore:
     return explanation_pb2.ClassScore(
         index=score.index, name=score.name, logit=score.logit, probability=score.probability
+    )
+
+
+def _timings_to(stages: StageTimes) -> explanation_pb2.Timings:
+    return explanation_pb2.Timings(
+        trunk_ms=stages.trunk_ms,
+        head_ms=stages.head_ms,
+        codes_ms=stages.codes_ms,
+        explain_ms=stages.explain_ms,
+        batch_size=stages.batch_size,
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 from concepts.engine import BatchKey, Engine, Precision, batch_key
 from concepts.errors import DeadlineExceeded, Unavailable, WhenceError
 from concepts.explanation import EngineRequest, Explanation
+from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
 from concepts.repository import BankVersion, Repository
 from service.batcher import Batcher, Observer
 from service.memo import Memo
+
+Question = TypeVar("Question", EngineRequest, InterventionRequest)
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -34,35 +38,40 @@ class EngineKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One image to explain."""
+class Job(Generic[Question]):
+    """One image, and what is asked about it."""
 
     engine: EngineKey
     view: NDArray[np.uint8]
     """uint8 ``[height, width, 3]``: what the model sees."""
-    request: EngineRequest
+    request: Question
 
 
-class Computed(NamedTuple):
+class Computed(NamedTuple, Generic[Result]):
     """What came of a job."""
 
-    explanation: Explanation
+    result: Result
     queue_ms: float
     """Spent waiting for the engine, loading of the bank included."""
 
 
 class Explains(Protocol):
-    """Whoever computes explanations: this process, or a replica elsewhere."""
+    """Whoever computes explanations and interventions: this process, or a replica elsewhere."""
 
-    async def explain(self, job: Job, timeout_s: float) -> Computed:
+    async def explain(self, job: Job[EngineRequest], timeout_s: float) -> Computed[Explanation]:
         """Compute one explanation within so many seconds; raises `WhenceError`."""
+        ...
+
+    async def intervene(self, job: Job[InterventionRequest], timeout_s: float) -> Computed[Intervention]:
+        """Compute one intervention within so many seconds; raises `WhenceError`."""
         ...
 
 
 class _BatchKey(NamedTuple):
     # The engine itself, not its name: a batch that waits keeps its engine when the store drops it.
     engine: Engine
-    options: BatchKey
+    options: BatchKey | None
+    """None: interventions, which all go together."""
 
 
 class Explainer:
@@ -112,11 +121,11 @@ class Explainer:
         self._thread = ThreadPoolExecutor(1, "engine", initializer=torch.set_num_threads, initargs=(threads,))
         self._models: Memo[tuple[str, str], Model] = Memo(self._load_model, limit=engines, keep_failure_s=refresh_s)
         self._engines: Memo[EngineKey, Engine] = Memo(self._load_engine, limit=engines, keep_failure_s=refresh_s)
-        self._batcher: Batcher[_BatchKey, Job, Explanation] = Batcher(
+        self._batcher: Batcher[_BatchKey, Job[Any], Any] = Batcher(
             self._run, batch_limit=batch_limit, queue_limit=queue_limit, observer=observer
         )
 
-    async def explain(self, job: Job, timeout_s: float) -> Computed:
+    async def explain(self, job: Job[EngineRequest], timeout_s: float) -> Computed[Explanation]:
         """Compute one explanation, together with others that wait.
 
         Raises
@@ -130,17 +139,17 @@ class Explainer:
         UnsupportedOption, UnknownClass, NumericalFailure
             What the engine says of this request.
         """
-        started = time.monotonic()
-        try:
-            async with asyncio.timeout(timeout_s):
-                engine = await self._engines.get(job.engine)
-        except TimeoutError:
-            raise DeadlineExceeded("The bank is still being loaded; try again in a moment.") from None
-        engine.check(job.request)
-        loaded = time.monotonic()
-        key = _BatchKey(engine, batch_key(job.request.options))
-        answer = await self._batcher.submit(key, job, deadline=started + timeout_s)
-        return Computed(answer.result, 1e3 * (loaded - started + answer.waited_s))
+        return await self._computed(job, batch_key(job.request.options), Engine.check, timeout_s)
+
+    async def intervene(self, job: Job[InterventionRequest], timeout_s: float) -> Computed[Intervention]:
+        """Compute one intervention, together with others that wait; raises as ``explain``.
+
+        Raises
+        ------
+        InvalidInput, UnknownConcept
+            If a scale cannot be meant, or the bank has no such concept.
+        """
+        return await self._computed(job, None, Engine.check_intervention, timeout_s)
 
     async def preload(self, references: Iterable[str] | None = None) -> None:
         """Load banks before they are asked for, all current ones by default; what cannot be loaded is logged."""
@@ -156,6 +165,25 @@ class Explainer:
         """Let the running batch end, and stop."""
         await self._batcher.close()
         self._thread.shutdown()
+
+    async def _computed(
+        self,
+        job: Job[Question],
+        options: BatchKey | None,
+        check: Callable[[Engine, Question], None],
+        timeout_s: float,
+    ) -> Computed[Any]:
+        """Have a job computed together with others of the same engine and options."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                engine = await self._engines.get(job.engine)
+        except TimeoutError:
+            raise DeadlineExceeded("The bank is still being loaded; try again in a moment.") from None
+        check(engine, job.request)
+        loaded = time.monotonic()
+        answer = await self._batcher.submit(_BatchKey(engine, options), job, deadline=started + timeout_s)
+        return Computed(answer.result, 1e3 * (loaded - started + answer.waited_s))
 
     async def _references(self) -> list[str]:
         versions = await asyncio.to_thread(self._repository.banks)
@@ -176,7 +204,8 @@ class Explainer:
             self._thread, lambda: Engine(model, bank, precision=self._precision)
         )
 
-    async def _run(self, key: _BatchKey, jobs: Sequence[Job]) -> Sequence[Explanation | WhenceError]:
+    async def _run(self, key: _BatchKey, jobs: Sequence[Job[Any]]) -> Sequence[Any]:
         views = np.stack([job.view for job in jobs])
         requests = [job.request for job in jobs]
-        return await asyncio.get_running_loop().run_in_executor(self._thread, key.engine.explain, views, requests)
+        compute: Callable[..., list[Any]] = key.engine.intervene if key.options is None else key.engine.explain
+        return await asyncio.get_running_loop().run_in_executor(self._thread, compute, views, requests)

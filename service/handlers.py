@@ -1,41 +1,48 @@
-"""What each RPC does, free of gRPC: check, look up, decode, explain, convert."""
+"""What each RPC does, free of gRPC: check, look up, decode, compute, convert."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from concepts.errors import DeadlineExceeded, InvalidImage, InvalidInput, Overloaded
-from concepts.explanation import EngineRequest, ExplainOptions
+from concepts.explanation import EngineRequest, Explanation
+from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import ModelSpec
 from concepts.preprocessing import Box
 from service import convert, images
 from service.batcher import Pace
 from service.catalogue import Catalogue
-from service.explainer import EngineKey, Explains, Job
+from service.explainer import Computed, EngineKey, Explains, Job, Question, Result
 from service.settings import Settings
 from whence.v1 import explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as pb
 
 Value = TypeVar("Value")
+Asked = TypeVar("Asked", pb.ExplainRequest, pb.InterveneRequest)
+Reply = TypeVar("Reply", explanation_pb2.Explanation, pb.InterveneResponse)
 
 
-class _Question(NamedTuple):
-    """A request, checked and with everything looked up that it names."""
+class _Plan(NamedTuple, Generic[Question, Result, Reply]):
+    """A request, checked and with everything looked up that it names, and how it is answered."""
 
     engine: EngineKey
     spec: ModelSpec
-    target: int | None
-    options: ExplainOptions
-    overlays: bool
+    question: Question
+    compute: Callable[[Job[Question], float], Awaitable[Computed[Result]]]
+    encode: Callable[[Result, NDArray[np.uint8], Box], Reply]
+    """From what was computed, the view, and where in the caller's image that is."""
+    large: bool
+    """Whether the reply takes long to write."""
 
 
 class Handlers:
@@ -68,15 +75,17 @@ class Handlers:
         WhenceError
             Whatever keeps it from being explained.
         """
-        allowed_s = self._allowed_s(request)
-        with self._place():
-            try:
-                async with asyncio.timeout(allowed_s):
-                    return await self._explain(request, time.monotonic() + allowed_s)
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    f"The answer was not there after {allowed_s:g} s; allow more time or try when it is quieter."
-                ) from None
+        return await self._answer(request, self._plan_explanation)
+
+    async def intervene(self, request: pb.InterveneRequest) -> pb.InterveneResponse:
+        """Scale concepts of one image; the reply has no request id yet.
+
+        Raises
+        ------
+        WhenceError
+            Whatever keeps it from being answered.
+        """
+        return await self._answer(request, self._plan_intervention)
 
     async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """List all models."""
@@ -104,10 +113,27 @@ class Handlers:
         """Stop decoding."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _explain(self, request: pb.ExplainRequest, deadline: float) -> explanation_pb2.Explanation:
+    async def _answer(
+        self, request: Asked, make_plan: Callable[[Asked], Awaitable[_Plan[Question, Result, Reply]]]
+    ) -> Reply:
+        """Answer a request about one image, within its deadline."""
+        allowed_s = self._allowed_s(request)
+        with self._place():
+            try:
+                async with asyncio.timeout(allowed_s):
+                    return await self._compute(request, make_plan, time.monotonic() + allowed_s)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"The answer was not there after {allowed_s:g} s; allow more time or try when it is quieter."
+                ) from None
+
+    async def _compute(
+        self, request: Asked, make_plan: Callable[[Asked], Awaitable[_Plan[Question, Result, Reply]]], deadline: float
+    ) -> Reply:
         started = time.monotonic()
-        question = await self._question(request)
-        preprocessing = question.spec.preprocessing
+        self._check_size(request)
+        plan = await make_plan(request)
+        preprocessing = plan.spec.preprocessing
         asked = time.monotonic()
 
         def decode() -> tuple[NDArray[np.uint8], Box]:
@@ -115,16 +141,11 @@ class Handlers:
 
         view, box = await self._in_pool(decode)
         decoded = time.monotonic()
-        job = Job(question.engine, view, EngineRequest(question.target, question.options))
-        computed = await self._explainer.explain(job, deadline - time.monotonic())
+        computed = await plan.compute(Job(plan.engine, view, plan.question), deadline - time.monotonic())
         explained = time.monotonic()
-
-        def encode() -> explanation_pb2.Explanation:
-            return convert.explanation_to(computed.explanation, view=view, box=box, overlays=question.overlays)
-
+        encode = partial(plan.encode, computed.result, view, box)
         # Few numbers are written faster than another thread is woken; pictures are not.
-        large = question.options.maps and (question.overlays or question.options.map_size == "image")
-        message = await self._in_pool(encode) if large else encode()
+        message = await self._in_pool(encode) if plan.large else encode()
         done = time.monotonic()
         timings = message.timings
         timings.decode_ms = 1e3 * (decoded - asked)
@@ -133,20 +154,46 @@ class Handlers:
         timings.total_ms = 1e3 * (done - started)
         return message
 
-    async def _question(self, request: pb.ExplainRequest) -> _Question:
-        """Check everything that can be checked before the image is touched."""
+    # Plans: everything that can be checked before the image is touched.
+
+    async def _plan_explanation(
+        self, request: pb.ExplainRequest
+    ) -> _Plan[EngineRequest, Explanation, explanation_pb2.Explanation]:
+        options = convert.options_from(request.options, top_k_limit=self._limits.top_k)
+        overlays = convert.overlays_from(request.options)
+        engine, spec = await self._named(request.bank)
+        convert.check_reply_size(options, spec, overlays=overlays, limit=self._limits.reply_bytes)
+        question = EngineRequest(convert.target_from(request.target, spec), options)
+
+        def encode(explanation: Explanation, view: NDArray[np.uint8], box: Box) -> explanation_pb2.Explanation:
+            return convert.explanation_to(explanation, view=view, box=box, overlays=overlays)
+
+        large = bool(options.maps) and (overlays or options.map_size == "image")
+        return _Plan(engine, spec, question, self._explainer.explain, encode, large)
+
+    async def _plan_intervention(
+        self, request: pb.InterveneRequest
+    ) -> _Plan[InterventionRequest, Intervention, pb.InterveneResponse]:
+        engine, spec = await self._named(request.bank)
+        question = convert.intervention_from(request, spec, scales_limit=self._limits.scales)
+
+        def encode(intervention: Intervention, _view: NDArray[np.uint8], _box: Box) -> pb.InterveneResponse:
+            return convert.intervention_to(intervention)
+
+        return _Plan(engine, spec, question, self._explainer.intervene, encode, large=False)
+
+    async def _named(self, bank: str) -> tuple[EngineKey, ModelSpec]:
+        """Look up a bank and its model."""
+        version = await self._catalogue.version(bank)
+        spec = await self._catalogue.spec(version.model)
+        return EngineKey(version, spec.digest), spec
+
+    def _check_size(self, request: pb.ExplainRequest | pb.InterveneRequest) -> None:
         if request.ByteSize() > self._limits.request_bytes:
             raise InvalidInput(
                 f"The request is larger than {self._limits.request_bytes} bytes; send a smaller image.",
                 request_bytes_limit=self._limits.request_bytes,
             )
-        options = convert.options_from(request.options, top_k_limit=self._limits.top_k)
-        overlays = convert.overlays_from(request.options)
-        version = await self._catalogue.version(request.bank)
-        spec = await self._catalogue.spec(version.model)
-        convert.check_reply_size(options, spec, overlays=overlays, limit=self._limits.reply_bytes)
-        target = convert.target_from(request.target, spec)
-        return _Question(EngineKey(version, spec.digest), spec, target, options, overlays)
 
     def _image(self, image: image_pb2.Image) -> Image.Image:
         """Read the caller's image."""
@@ -165,7 +212,7 @@ class Handlers:
             case _:
                 raise InvalidImage("The request has no image; set `image.encoded` or `image.raw`.")
 
-    def _allowed_s(self, request: pb.ExplainRequest) -> float:
+    def _allowed_s(self, request: pb.ExplainRequest | pb.InterveneRequest) -> float:
         """Return how long the caller will wait, cut to the server's limit."""
         if not request.HasField("deadline"):
             return self._settings.default_deadline_s

@@ -101,8 +101,15 @@ class Ingress:
         return await self._unary("Contrast", request, grpc_context, _not_offered, pb.ContrastResponse)
 
     async def Intervene(self, request: pb.InterveneRequest, grpc_context: Context) -> pb.InterveneResponse:  # noqa: N802
-        """Refuse: not offered yet."""
-        return await self._unary("Intervene", request, grpc_context, _not_offered, pb.InterveneResponse)
+        """Say what the model would answer if chosen concepts were weaker or stronger."""
+
+        async def intervene(request: pb.InterveneRequest) -> pb.InterveneResponse:
+            reply = await self._handlers.intervene(request)
+            self._recorder.stages(reply.timings)
+            reply.request_id = request.request_id
+            return reply
+
+        return await self._unary("Intervene", request, grpc_context, intervene, pb.InterveneResponse)
 
     async def ListModels(self, request: pb.ListModelsRequest, grpc_context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """List all models."""
@@ -201,7 +208,9 @@ _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckR
 
 
 async def _not_offered(request: Message) -> Any:
-    raise NotImplementedHere("This server does not offer this call yet; Explain and ExplainStream are offered.")
+    raise NotImplementedHere(
+        "This server does not offer this call yet; Explain, ExplainStream and Intervene are offered."
+    )
 
 
 def _fail(context: Context, problem: Fault) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -13,6 +14,8 @@ from starlette.responses import PlainTextResponse
 
 from concepts import devices
 from concepts.errors import Overloaded, Unavailable, WhenceError
+from concepts.explanation import EngineRequest, Explanation
+from concepts.intervention import Intervention, InterventionRequest
 from concepts.repository import Repository
 from service.catalogue import Catalogue
 from service.explainer import Computed, Explainer, Explains, Job
@@ -20,6 +23,8 @@ from service.handlers import Handlers
 from service.ingress import Ingress
 from service.metrics import RayRecorder, Recorder
 from service.settings import Settings
+
+Value = TypeVar("Value")
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +42,13 @@ class EngineReplica:
         """Load banks; Serve calls this before the first request, and when ``preload`` changes."""
         await self._explainer.preload(config["preload"])
 
-    async def explain(self, job: Job, timeout_s: float) -> Computed | WhenceError:
+    async def explain(self, job: Job[EngineRequest], timeout_s: float) -> Computed[Explanation] | WhenceError:
         """See `Explainer.explain`."""
-        try:
-            return await self._explainer.explain(job, timeout_s)
-        except WhenceError as error:
-            return error
+        return await _returned(self._explainer.explain(job, timeout_s))
+
+    async def intervene(self, job: Job[InterventionRequest], timeout_s: float) -> Computed[Intervention] | WhenceError:
+        """See `Explainer.intervene`."""
+        return await _returned(self._explainer.intervene(job, timeout_s))
 
 
 class RemoteExplainer:
@@ -51,12 +57,20 @@ class RemoteExplainer:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         # Not by reference: pixels go straight to the replica over gRPC rather than through Ray's object store, which
         # takes twice as long for 150 kB and halves the throughput.
-        self._handle = handle.options(method_name="explain", _by_reference=False)
+        self._explain = handle.options(method_name="explain", _by_reference=False)
+        self._intervene = handle.options(method_name="intervene", _by_reference=False)
 
-    async def explain(self, job: Job, timeout_s: float) -> Computed:
+    async def explain(self, job: Job[EngineRequest], timeout_s: float) -> Computed[Explanation]:
         """See `Explainer.explain`."""
+        return await self._computed(self._explain, job, timeout_s)
+
+    async def intervene(self, job: Job[InterventionRequest], timeout_s: float) -> Computed[Intervention]:
+        """See `Explainer.intervene`."""
+        return await self._computed(self._intervene, job, timeout_s)
+
+    async def _computed(self, method: DeploymentHandle[Any], job: Job[Any], timeout_s: float) -> Computed[Any]:
         try:
-            outcome = await self._handle.remote(job, timeout_s)
+            outcome = await method.remote(job, timeout_s)
         except BackPressureError as error:
             raise Overloaded("The server has too much work; try again later.", retry_after_s=1.0) from error
         except (RayError, RayServeException) as error:
@@ -85,6 +99,13 @@ class IngressReplica(Ingress):
     async def __call__(self, request: Request) -> PlainTextResponse:
         """Answer plain HTTP, which Serve passes on too, without saying more than is needed."""
         return PlainTextResponse("This server speaks gRPC: whence.v1.ExplanationService.\n", status_code=404)
+
+
+async def _returned(answer: Awaitable[Value]) -> Value | WhenceError:
+    try:
+        return await answer
+    except WhenceError as error:
+        return error
 
 
 def _explainer(settings: Settings, recorder: Recorder) -> Explainer:

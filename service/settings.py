@@ -38,6 +38,8 @@ class Limits(BaseModel):
     """Accepted encodings."""
     top_k: int = Field(100, ge=1)
     """Most concepts listed in one answer."""
+    scales: int = Field(1000, ge=1)
+    """Most concepts scaled in one intervention."""
     queued_images: int = Field(256, ge=1)
     """Most images that one replica decodes, holds waiting and computes at a time; more are told to come back."""
     streams: int = Field(64, ge=1)

@@ -194,8 +194,7 @@ def test_malformed_protobuf_gets_a_typed_answer(server: RunningServer) -> None:
 
 
 def test_calls_that_come_later_answer_unimplemented(stub: Any) -> None:
-    for call, request in ((stub.Contrast, pb.ContrastRequest()), (stub.Intervene, pb.InterveneRequest())):
-        assert refused(call, request)[0] == "UNIMPLEMENTED"
+    assert refused(stub.Contrast, pb.ContrastRequest())[0] == "UNIMPLEMENTED"
 
 
 def test_messages_beyond_the_transports_limit_are_refused(stub: Any) -> None:

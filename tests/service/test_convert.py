@@ -11,11 +11,13 @@ import pytest
 from concepts import explanation as domain
 from concepts.bank import Bank, Concept, Exemplar
 from concepts.errors import InvalidInput, UnknownClass, UnsupportedOption
+from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import ModelSpec
 from concepts.preprocessing import Box, Preprocessing
 from concepts.repository import BankSummary, BankVersion
 from service import convert
 from whence.v1 import bank_pb2, explanation_pb2
+from whence.v1 import explanation_service_pb2 as service_pb2
 
 SPEC = ModelSpec("m", "demo.x:y", Preprocessing(20, 30), ("cat", "dog"), "w" * 64)
 VIEW = np.zeros((20, 30, 3), np.uint8)
@@ -87,6 +89,23 @@ def test_every_field_of_an_explanation_arrives(explanation: domain.Explanation) 
             assert (sent.height, sent.width, sent.encoding) == (4, 6, explanation_pb2.MAP_ENCODING_FLOAT16)
             assert np.array_equal(np.frombuffer(sent.data, "<f2").reshape(4, 6), values.values)
             assert sent.class_token == 0.25
+
+
+def test_every_field_of_an_intervention_arrives() -> None:
+    intervention = make(Intervention, iter(range(1, 10_000)))
+    message = convert.intervention_to(intervention)
+    assert compare(intervention, message) == 7 * 4 + 1
+    assert (message.model.name, message.model.digest) == (intervention.model, intervention.model_digest)
+    assert (message.bank.reference, message.bank.digest) == (intervention.bank, intervention.bank_digest)
+    assert message.timings == explanation_pb2.Timings(**dataclasses.asdict(intervention.stages))
+
+
+def test_every_scale_arrives() -> None:
+    request = service_pb2.InterveneRequest(scales={0: 0.0, 7: -1.5}, target=explanation_pb2.Target(name="dog"))
+    assert convert.intervention_from(request, SPEC, scales_limit=2) == InterventionRequest(1, {0: 0.0, 7: -1.5})
+    assert convert.intervention_from(service_pb2.InterveneRequest(), SPEC, scales_limit=2) == InterventionRequest()
+    with pytest.raises(InvalidInput, match="at most 1"):
+        convert.intervention_from(request, SPEC, scales_limit=1)
 
 
 def test_what_is_absent_stays_absent(explanation: domain.Explanation) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from concepts.engine import Engine
 from concepts.errors import Unavailable
-from concepts.explanation import EngineRequest, ExplainOptions
+from concepts.explanation import EngineRequest, ExplainOptions, Explanation
 from concepts.repository import Repository
 from service.explainer import Computed, Explainer, Job
 from tests.e2e.repository import BANK, MODEL, PER_CLASS, held_out, publish_bank
@@ -161,7 +161,7 @@ async def test_bad_input_gets_a_typed_answer(serve: Serve, fields: dict[str, Any
 
 async def test_malformed_protobuf_gets_a_typed_answer(serve: Serve) -> None:
     async with serve() as server:
-        for rpc in ("Explain", "GetBank", "Contrast"):
+        for rpc in ("Explain", "Intervene", "GetBank", "Contrast"):
             call = server.channel.unary_unary(f"/whence.v1.ExplanationService/{rpc}")
             code, message, info = await refusal(call(b"\xff\xff\xff"))
             assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT")
@@ -176,14 +176,13 @@ async def test_malformed_protobuf_gets_a_typed_answer(serve: Serve) -> None:
 
 async def test_what_comes_later_answers_unimplemented(serve: Serve) -> None:
     async with serve() as server:
-        for call in (server.stub.Contrast(pb.ContrastRequest()), server.stub.Intervene(pb.InterveneRequest())):
-            code, _, info = await refusal(call)
-            assert (code, info.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+        code, _, info = await refusal(server.stub.Contrast(pb.ContrastRequest()))
+        assert (code, info.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
 
 
 async def test_a_bug_shows_neither_trace_nor_path(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
-        async def explain(self, job: Job, timeout_s: float) -> Computed:
+        async def explain(self, job: Job[EngineRequest], timeout_s: float) -> Computed[Explanation]:
             raise FileNotFoundError("/srv/secret/weights.pt")
 
     async with serve(explainer=Broken()) as server:
@@ -240,7 +239,7 @@ class Slow:
         self.started = 0
         self.cancelled = 0
 
-    async def explain(self, job: Job, timeout_s: float) -> Computed:
+    async def explain(self, job: Job[Any], timeout_s: float) -> Computed[Any]:
         self.started += 1
         try:
             await asyncio.sleep(60)
@@ -248,6 +247,8 @@ class Slow:
             self.cancelled += 1
             raise
         raise Unavailable("never", retry_after_s=1.0)
+
+    intervene = explain
 
 
 async def test_overload_is_refused_before_work_and_says_when_to_come_back(serve: Serve) -> None:

@@ -157,7 +157,7 @@ class InterveneRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., bank: _Optional[str] = ..., scales: _Optional[_Mapping[int, float]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., target: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ...) -> None: ...
 
 class InterveneResponse(_message.Message):
-    __slots__ = ("request_id", "model", "bank", "before", "after", "timings", "runtime")
+    __slots__ = ("request_id", "model", "bank", "before", "after", "timings", "runtime", "target")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     BANK_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +165,7 @@ class InterveneResponse(_message.Message):
     AFTER_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: _explanation_pb2.ModelVersion
     bank: _explanation_pb2.BankVersion
@@ -172,7 +173,8 @@ class InterveneResponse(_message.Message):
     after: _containers.RepeatedCompositeFieldContainer[_explanation_pb2.ClassScore]
     timings: _explanation_pb2.Timings
     runtime: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[_Union[_explanation_pb2.ModelVersion, _Mapping]] = ..., bank: _Optional[_Union[_explanation_pb2.BankVersion, _Mapping]] = ..., before: _Optional[_Iterable[_Union[_explanation_pb2.ClassScore, _Mapping]]] = ..., after: _Optional[_Iterable[_Union[_explanation_pb2.ClassScore, _Mapping]]] = ..., timings: _Optional[_Union[_explanation_pb2.Timings, _Mapping]] = ..., runtime: _Optional[str] = ...) -> None: ...
+    target: _explanation_pb2.ClassScore
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[_Union[_explanation_pb2.ModelVersion, _Mapping]] = ..., bank: _Optional[_Union[_explanation_pb2.BankVersion, _Mapping]] = ..., before: _Optional[_Iterable[_Union[_explanation_pb2.ClassScore, _Mapping]]] = ..., after: _Optional[_Iterable[_Union[_explanation_pb2.ClassScore, _Mapping]]] = ..., timings: _Optional[_Union[_explanation_pb2.Timings, _Mapping]] = ..., runtime: _Optional[str] = ..., target: _Optional[_Union[_explanation_pb2.ClassScore, _Mapping]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
