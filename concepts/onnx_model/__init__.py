@@ -1,0 +1,1 @@
+"""Classifiers from ONNX files, as torch networks."""
