@@ -37,7 +37,12 @@ class Preprocessing:
     """How a model wants its images, in the order of torchvision's classification transforms.
 
     The shorter side is resized to ``resize`` (None: the whole image is stretched to ``height × width``), the centre is
-    cropped, values are scaled to [0, 1], then either normalised or given their inverse as three more channels.
+    cropped, values are scaled to [0, 1], channels are reversed (``bgr``), ``mean`` is subtracted and ``std`` divides,
+    and the inverse is appended as three more channels (``inverse``).
+
+    Other ranges are said by ``mean`` and ``std``: 0.5 and 0.5 make [-1, 1]; a ``std`` of 1/255 makes [0, 255], with the
+    mean still in [0, 1]. The Keras models called *caffe* take ``bgr``, a ``std`` of 1/255 and a ``mean`` of
+    (103.939/255, 116.779/255, 123.68/255).
     """
 
     height: int
@@ -48,11 +53,13 @@ class Preprocessing:
     """Length of the shorter side before the crop, in pixels; None: stretch to the input size."""
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Subtracted from each of R, G and B in [0, 1]."""
+    """Subtracted from each channel in [0, 1], in the model's order: R, G, B, or B, G, R with ``bgr``."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Divides each of R, G and B."""
+    """Divides each channel, in the model's order."""
     inverse: bool = False
-    """Append 1 − RGB as channels 4 to 6, as B-cos networks want."""
+    """Append 1 − x as channels 4 to 6, as B-cos networks want."""
+    bgr: bool = False
+    """Reverse the channels, as models that were trained on OpenCV's images want."""
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -115,12 +122,13 @@ class Preprocessing:
         -------
         float32 ``[B, 3, height, width]``, or ``[B, 6, …]`` with inverse channels; same device, channels-last strides.
         """
-        rgb = views.permute(0, 3, 1, 2).to(torch.float32).div(255.0)
+        x = views.flip(3) if self.bgr else views
+        x = x.permute(0, 3, 1, 2).to(torch.float32).div(255.0)
         if self.mean != (0.0, 0.0, 0.0) or self.std != (1.0, 1.0, 1.0):
-            mean = torch.tensor(self.mean, device=rgb.device).view(1, 3, 1, 1)
-            std = torch.tensor(self.std, device=rgb.device).view(1, 3, 1, 1)
-            rgb = (rgb - mean) / std
-        return torch.cat([rgb, 1.0 - rgb], dim=1) if self.inverse else rgb
+            mean = torch.tensor(self.mean, device=x.device).view(1, 3, 1, 1)
+            std = torch.tensor(self.std, device=x.device).view(1, 3, 1, 1)
+            x = (x - mean) / std
+        return torch.cat([x, 1.0 - x], dim=1) if self.inverse else x
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that ``from_json`` takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,24 @@ def test_inverse_channels() -> None:
     assert Preprocessing(5, 4).normalize(view).shape == (2, 3, 5, 4)
 
 
+def test_reversed_channels_and_other_ranges() -> None:
+    """Keras's *caffe* mode: BGR from 0 to 255, less the mean of each."""
+    mean = np.array([103.939, 116.779, 123.68])
+    blue, green, red = (mean / 255).tolist()
+    preprocessing = Preprocessing(5, 4, mean=(blue, green, red), std=(1 / 255,) * 3, bgr=True)
+    view = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+    expected = view[..., ::-1].astype(float) - mean
+    x = preprocessing.normalize(torch.from_numpy(view))
+    torch.testing.assert_close(x.double(), torch.from_numpy(expected).permute(0, 3, 1, 2), rtol=0, atol=1e-4)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+    twice = Preprocessing(5, 4, inverse=True, bgr=True).normalize(torch.from_numpy(view))
+    assert torch.equal(twice[:, :3], Preprocessing(5, 4).normalize(torch.from_numpy(view))[:, [2, 1, 0]])
+    torch.testing.assert_close(twice[:, 3:], 1 - twice[:, :3])
+    centred = Preprocessing(5, 4, mean=(0.5,) * 3, std=(0.5,) * 3).normalize(torch.from_numpy(view))
+    torch.testing.assert_close(centred, torch.from_numpy(view / 127.5 - 1).float().permute(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -133,8 +152,10 @@ def test_what_makes_no_sense(changes: dict[str, Any], message: str) -> None:
 
 
 def test_json_round_trip() -> None:
-    preprocessing = Preprocessing(64, 48, resize=72, interpolation="bicubic", inverse=True, **IMAGENET)
+    preprocessing = Preprocessing(64, 48, resize=72, interpolation="bicubic", inverse=True, bgr=True, **IMAGENET)
     assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    older = {key: value for key, value in preprocessing.to_json().items() if key != "bgr"}
+    assert Preprocessing.from_json(older) == replace(preprocessing, bgr=False)
     for wrong in ({"height": 3}, {**preprocessing.to_json(), "sise": 3}, {**preprocessing.to_json(), "mean": None}):
         with pytest.raises(InvalidModel, match="cannot be read"):
             Preprocessing.from_json(wrong)
