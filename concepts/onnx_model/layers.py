@@ -263,6 +263,34 @@ def _lrn(x: Tensor, *, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.
     return x / (bias + alpha / size * sums) ** beta
 
 
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: int = 0,
+    kv_num_heads: int | None = None,
+    q_num_heads: int | None = None,
+    qk_matmul_output_mode: int = 0,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    softmax_precision: int = 1,
+) -> Tensor:
+    refuse_unless(not softcap, "Attention with a soft cap")
+    refuse_unless(not is_causal or mask is None, "Attention with a mask of its own that is causal as well")
+    merged = query.ndim == 3
+    if merged:
+        query = query.unflatten(2, (q_num_heads or 1, -1)).transpose(1, 2)
+        key, value = (x.unflatten(2, (kv_num_heads or 1, -1)).transpose(1, 2) for x in (key, value))
+    mask = mask if mask is None else mask.to(query.device)
+    grouped = query.shape[1] != key.shape[1]
+    answer = functional.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=bool(is_causal), scale=scale, enable_gqa=grouped
+    )
+    return answer.transpose(1, 2).flatten(2) if merged else answer
+
+
 def _gemm(
     a: Tensor,
     b: Tensor,
@@ -282,6 +310,7 @@ def _einsum(*tensors: Tensor, equation: str) -> Tensor:
 
 
 LAYERS: dict[str, Callable[..., Tensor]] = {
+    "Attention": _attention,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
     "Conv": _conv,

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from concepts.onnx_model.elementwise import ELEMENTWISE
 from concepts.onnx_model.layers import LAYERS
+from concepts.onnx_model.resizing import RESIZING
 from concepts.onnx_model.shapes import SHAPES
 
 Operator = Callable[..., Tensor | tuple[Tensor, ...]]
 
-OPERATORS: dict[str, Any] = {**ELEMENTWISE, **LAYERS, **SHAPES}
+OPERATORS: dict[str, Any] = {**ELEMENTWISE, **LAYERS, **RESIZING, **SHAPES}
 """By name: a function, or functions by the opset that each came with."""
 
 

@@ -8,6 +8,7 @@ import onnx
 import torch
 from onnx import TensorProto
 from torch import Tensor
+from torch.nn import functional
 
 from concepts.onnx_model.numbers import Integers, counted, integers, number, refuse_unless, together
 
@@ -139,6 +140,79 @@ def _gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     return x.gather(axis, counted(indices, x.shape[axis], x))
 
 
+def _gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
+    return x[(*_batch_indices(indices, batch_dims), *indices.to(x.device).unbind(-1))]
+
+
+def _batch_indices(indices: Tensor, batch_dims: int) -> list[Tensor]:
+    """Return, for each leading axis that data and indices share, the number of each place on it."""
+    shape = indices.shape[:-1]
+    return [
+        torch.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        for axis in range(batch_dims)
+    ]
+
+
+def _scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
+    refuse_unless(reduction in ("none", "add"), f"ScatterND with reduction {reduction!r}")
+    x, updates = together(x, updates)
+    return x.index_put(indices.to(x.device).unbind(-1), updates, accumulate=reduction == "add")
+
+
+def _pad(
+    x: Tensor,
+    pads: Integers,
+    constant_value: Tensor | None = None,
+    axes: Integers | None = None,
+    *,
+    mode: str = "constant",
+    value: float = 0.0,
+) -> Tensor:
+    counts = integers(pads)
+    chosen = list(range(x.ndim)) if axes is None else [axis % x.ndim for axis in integers(axes)]
+    around = dict(zip(chosen, zip(counts[: len(chosen)], counts[len(chosen) :], strict=True), strict=True))
+    if mode == "constant":
+        fill = value if constant_value is None else number(constant_value)
+        return functional.pad(x, [n for axis in reversed(range(x.ndim)) for n in around.get(axis, (0, 0))], value=fill)
+    for axis, (before, after) in around.items():
+        if before or after:
+            places = _places(torch.arange(-before, x.shape[axis] + after), x.shape[axis], mode)
+            x = x.index_select(axis, places.to(x.device))
+    return x
+
+
+def _places(places: Tensor, length: int, mode: str) -> Tensor:
+    """Return which place of an axis stands at each place beyond its ends."""
+    if mode == "edge":
+        return places.clamp(0, length - 1)
+    if mode == "wrap":
+        return places % length
+    refuse_unless(mode == "reflect", f"Pad with mode {mode!r}")
+    period = max(2 * (length - 1), 1)
+    return (length - 1) - (places % period - (length - 1)).abs()
+
+
+def _depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
+    images, channels, height, width = x.shape
+    side = blocksize
+    if mode == "CRD":
+        return functional.pixel_shuffle(x, side)
+    blocks = x.reshape(images, side, side, channels // side**2, height, width)
+    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(images, -1, height * side, width * side)
+
+
+def _space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
+    images, channels, height, width = x.shape
+    side = blocksize
+    blocks = x.reshape(images, channels, height // side, side, width // side, side)
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(images, -1, height // side, width // side)
+
+
+def _trilu(x: Tensor, k: Tensor | None = None, *, upper: int = 1) -> Tensor:
+    diagonal = 0 if k is None else int(k)
+    return x.triu(diagonal) if upper else x.tril(diagonal)
+
+
 def _expand(x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(torch.broadcast_shapes(x.shape, integers(shape)))
 
@@ -162,20 +236,26 @@ SHAPES: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Concat": _concat,
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
+    "DepthToSpace": _depth_to_space,
     "Dropout": _dropout,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
     "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
     "Identity": lambda x: x,
+    "Pad": _pad,
     "Range": _range,
     "Reshape": _reshape,
+    "ScatterND": _scatter_nd,
     "Shape": _shape,
     "Size": _size,
     "Slice": _slice,
+    "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Squeeze": _squeeze,
     "Tile": _tile,
     "Transpose": _transpose,
+    "Trilu": _trilu,
     "Unsqueeze": _unsqueeze,
 }
