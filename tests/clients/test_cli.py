@@ -86,6 +86,55 @@ def test_explain_saves_a_picture(run: Run, photo: str, tmp_path: Path) -> None:
     assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_intervene_prints_a_table(run: Run, photo: str, server: FakeServer) -> None:
+    done = run("intervene", photo, "--bank", BANK, "--scale", "12=0", "--scale", "7=2.5")
+    assert done.exit_code == 0, done.output
+    for part in ("concept 12 × 0", "in place of tabby", "75.0%", "25.0%", "tiger cat", "logit after", f"{BANK}@bbbb"):
+        assert part in done.output
+    assert dict(server.calls[0].request.scales) == {12: 0.0, 7: 2.5}
+
+
+def test_intervene_passes_every_option_on(run: Run, photo: str, server: FakeServer) -> None:
+    arguments = ("intervene", photo, "--bank", BANK, "--scale", "12=-1e-1", "--token", "secret", "--json")
+    done = run(*arguments, "--target", "tabby")
+    assert done.exit_code == 0, done.output
+    (call,) = server.calls
+    assert dict(call.request.scales) == {12: pytest.approx(-0.1)}
+    assert call.request.target.name == "tabby"
+    assert call.metadata["authorization"] == "Bearer secret"
+    answer = json.loads(done.stdout)
+    assert set(answer) == set(whence.Intervention.__slots__)
+    assert answer["scales"] == {"12": -0.1}
+    assert [score["name"] for score in answer["after"]] == ["tiger cat", "tabby"]
+    run(*arguments, "--target", "12")
+    assert server.calls[1].request.target.index == 12
+
+
+@pytest.mark.parametrize(
+    ("scales", "says"),
+    [
+        (["--scale", "12"], "ID=FACTOR"),
+        (["--scale", "ear=0"], "ID=FACTOR"),
+        (["--scale", "12=none"], "not '12=none'"),
+        (["--scale", "12=nan"], "finite"),
+        (["--scale", "-3=0"], "between 0"),
+        (["--scale", "12=0", "--scale", "12=1"], "concept 12 twice"),
+        ([], "--scale"),
+    ],
+)
+def test_bad_scales(
+    scales: list[str],
+    says: str,
+    main: Callable[..., int],
+    photo: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main("intervene", photo, "--bank", BANK, *scales) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "shows", "first"),
     [
@@ -193,7 +242,8 @@ def test_without_the_extra_the_error_names_it() -> None:
     assert done.stderr == "whence: typer is not installed: pip install 'whence[cli]'\n"
 
 
-def test_commands_offer_what_the_client_does() -> None:
-    ours = set(inspect.signature(_commands.explain).parameters)
-    theirs = set(inspect.signature(whence.Client.explain).parameters)
+@pytest.mark.parametrize("name", ["explain", "intervene"])
+def test_commands_offer_what_the_client_does(name: str) -> None:
+    ours = set(inspect.signature(getattr(_commands, name)).parameters)
+    theirs = set(inspect.signature(getattr(whence.Client, name)).parameters)
     assert theirs - ours == {"self", "timeout_s"}

@@ -91,6 +91,7 @@ def test_all_calls_carry_the_application_and_a_token(server: FakeServer, image: 
     with whence.Client(server.address, token=lambda: next(tokens), application="other") as client:
         client.explain(image, bank=BANK)
         list(client.explain_many([image], bank=BANK))
+        client.intervene(image, bank=BANK, scales={12: 0})
         client.models()
         client.banks()
         client.bank(BANK)
@@ -98,12 +99,13 @@ def test_all_calls_carry_the_application_and_a_token(server: FakeServer, image: 
     assert {call.method for call in server.calls} == {
         "Explain",
         "ExplainStream",
+        "Intervene",
         "ListModels",
         "ListBanks",
         "GetBank",
         "GetConcept",
     }
-    for call, token in zip(server.calls, "abcdef", strict=True):
+    for call, token in zip(server.calls, "abcdefg", strict=True):
         assert call.metadata["application"] == "other"
         assert call.metadata["authorization"] == f"Bearer {token}"
         assert call.metadata["request_id"]

@@ -36,9 +36,17 @@ def fill(message: Message, numbers: Iterator[int]) -> None:
             getattr(message, field.name).extend([leaf(field, numbers), leaf(field, numbers)])
         else:
             setattr(message, field.name, leaf(field, numbers))
+    make_coherent(message, numbers)
+
+
+def make_coherent(message: Message, numbers: Iterator[int]) -> None:
+    """Mend fields that depend on one another."""
     if isinstance(message, explanation_pb2.Map):
         message.height, message.width, message.encoding = 2, MAP_SIDE, explanation_pb2.MAP_ENCODING_FLOAT16
         message.data = (np.arange(2 * MAP_SIDE) + next(numbers)).astype("<f2").tobytes()
+    if isinstance(message, service_pb2.InterveneResponse):
+        for was, now in zip(message.before, message.after, strict=True):
+            now.index = was.index
     if isinstance(message, explanation_pb2.ConceptScore):
         for kind, item in zip(itertools.count(1), message.maps, strict=False):
             item.kind = kind  # type: ignore[assignment]
@@ -76,6 +84,23 @@ def test_every_field_of_an_explanation_comes_through() -> None:
     record = _answers.explanation(message, "r-1", None)
     assert record.request_id == "r-1"
     assert _fake_answers.explanation(record) == message
+
+
+def test_every_field_of_an_intervention_comes_through() -> None:
+    message = service_pb2.InterveneResponse()
+    fill(message, itertools.count(3))
+    assert_full(message)
+    record = _answers.intervention(message, message.request_id, {1: 2.0})
+    assert (record.request_id, record.scales) == (message.request_id, {1: 2.0})
+    message.ClearField("request_id")
+    assert _fake_answers.intervention(record) == message
+
+
+def test_predictions_that_cannot_be_compared_are_refused() -> None:
+    score = explanation_pb2.ClassScore
+    for before, after in (([], []), ([score(index=1)], []), ([score(index=1)], [score(index=2)])):
+        with pytest.raises(whence.DataLoss, match="same classes"):
+            _answers.intervention(service_pb2.InterveneResponse(before=before, after=after), "", {})
 
 
 def test_every_absent_field_stays_absent() -> None:

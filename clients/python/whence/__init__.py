@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         FaithfulnessReport,
         Timings,
     )
+    from whence._intervention import Intervention
     from whence._inventory import Bank, Concept, Exemplar, Model
     from whence._stream import Outcome
 
@@ -76,6 +77,7 @@ _NAMES_BY_MODULE = {
         "FaithfulnessReport",
         "Timings",
     ),
+    "_intervention": ("Intervention",),
     "_inventory": ("Bank", "Concept", "Exemplar", "Model"),
     "_stream": ("Outcome",),
 }
@@ -101,6 +103,7 @@ __all__ = [
     "FailedPrecondition",
     "FaithfulnessReport",
     "InternalError",
+    "Intervention",
     "InvalidArgument",
     "MissingExtra",
     "Model",

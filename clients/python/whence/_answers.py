@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from whence._explanation import (
     Timings,
 )
 from whence._images import Source
+from whence._intervention import Intervention
 from whence._inventory import Bank, BankKind, Concept, Exemplar, Model
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
@@ -69,6 +71,32 @@ def explanation(message: explanation_pb2.Explanation, request_id: str, source: S
         estimator=ESTIMATORS.get(message.estimator, "gradient"),
         substitute=message.substitute,
         image=source,
+    )
+
+
+def intervention(message: service_pb2.InterveneResponse, request_id: str, scales: Mapping[int, float]) -> Intervention:
+    """The record of an intervention.
+
+    Raises
+    ------
+    DataLoss
+        If the predictions before and after are not of the same classes.
+    """
+    before, after = (tuple(map(_class_score, scores)) for scores in (message.before, message.after))
+    if not before or {score.index for score in before} != {score.index for score in after}:
+        raise DataLoss("The predictions before and after do not name the same classes.", reason="BAD_ANSWER")
+    return Intervention(
+        request_id=request_id,
+        model=message.model.name,
+        model_digest=message.model.digest,
+        bank=message.bank.reference,
+        bank_digest=message.bank.digest,
+        scales=scales,
+        target=_class_score(message.target),
+        before=before,
+        after=after,
+        timings=_timings(message.timings),
+        runtime=message.runtime,
     )
 
 

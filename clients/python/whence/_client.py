@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +13,7 @@ from whence import _answers, _images, _requests, _retry, _status
 from whence._channel import TLS, connect
 from whence._errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from whence._explanation import Estimator, Explanation, MapKind, MapSize, Order
+from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
 from whence._stream import Outcome, Stream
 from whence.v1 import explanation_service_pb2 as service_pb2
@@ -217,6 +218,41 @@ class Client:
         )
         return stream.ordered(images) if ordered else stream.as_answered(images)
 
+    def intervene(
+        self,
+        image: ImageLike,
+        *,
+        bank: str,
+        scales: Mapping[_requests.Scalable, float],
+        target: int | str | None = None,
+        timeout_s: float | None = None,
+    ) -> Intervention:
+        """Ask what the model would answer for one image if chosen concepts were weaker or stronger.
+
+        Parameters
+        ----------
+        image
+            As for `explain`.
+        bank
+            ``model/layer/name``, or ``model/layer/name@digest`` for one version.
+        scales
+            Factor for each concept (its id, or a `Concept` or `ConceptScore`): 0 removes it, 1 leaves it, 2 doubles
+            it, a negative one puts in its opposite.
+        target
+            Index or name of the class whose concepts are meant, where the bank holds concepts per class. Default: the
+            predicted class.
+        timeout_s
+            How long to wait, in seconds, in place of the client's own.
+
+        Raises
+        ------
+        WhenceError
+            One of its subclasses, by what went wrong.
+        """
+        what_if = _requests.what_if(bank=bank, scales=scales, target=target)
+        answer = self._ask(self._stub.Intervene, self._read(image), what_if, self._patience(timeout_s))
+        return _answers.intervention(answer, answer.request_id, what_if.scales)
+
     def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """The models that the service explains."""
         answer = self._call(self._stub.ListModels, service_pb2.ListModelsRequest(), timeout_s)
@@ -244,16 +280,27 @@ class Client:
         return _answers.concept(self._call(self._stub.GetConcept, request, timeout_s))
 
     def _explain(self, source: _images.Source, question: _requests.Question, timeout_s: float) -> Explanation:
-        """Ask about one image."""
+        """Ask to explain one image."""
+        answer = self._ask(self._stub.Explain, source, question, timeout_s)
+        return _answers.explanation(answer.explanation, answer.request_id, source)
+
+    def _ask(
+        self,
+        method: Callable[..., Any],
+        source: _images.Source,
+        question: _requests.Question | _requests.WhatIf,
+        timeout_s: float,
+    ) -> Any:
+        """Ask anything about one image; the answer has the request's id, whatever the service made of it."""
         request_id = _requests.new_request_id()
 
-        def attempt(remaining_s: float) -> service_pb2.ExplainResponse:
+        def attempt(remaining_s: float) -> Any:
             request = question.request(source, request_id, remaining_s)
-            answer: service_pb2.ExplainResponse = self._attempt(self._stub.Explain, request, request_id, remaining_s)
-            return answer
+            return self._attempt(method, request, request_id, remaining_s)
 
         answer = _retry.run(attempt, self._policy, timeout_s)
-        return _answers.explanation(answer.explanation, answer.request_id or request_id, source)
+        answer.request_id = answer.request_id or request_id
+        return answer
 
     def _call(self, method: Callable[..., A], request: Any, timeout_s: float | None) -> A:
         """Ask anything that carries neither id nor deadline in the message."""

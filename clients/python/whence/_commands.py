@@ -18,7 +18,7 @@ from whence._client import Client
 from whence._errors import InvalidArgument
 from whence._explanation import Estimator, Explanation, MapKind, MapSize, Order
 from whence._inventory import Concept
-from whence._words import bank_version, report_lines
+from whence._words import bank_version, class_name, intervention_lines, report_lines
 
 app = typer.Typer(
     help="Where a vision model's prediction came from, in concepts.",
@@ -78,7 +78,7 @@ def explain(
         explanation = client.explain(
             image,
             bank=bank,
-            target=int(target) if target is not None and target.isdecimal() else target,
+            target=_class(target),
             top_k=top_k,
             order=order,
             estimator=estimator,
@@ -92,6 +92,50 @@ def explain(
         typer.echo(_json.dumps(explanation))
     else:
         _print_explanation(explanation)
+
+
+@app.command()
+def intervene(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    bank: Annotated[str, typer.Option(help="model/layer/name, or model/layer/name@digest.")],
+    scales: Annotated[
+        list[str],
+        typer.Option("--scale", metavar="ID=FACTOR", help="A concept and its factor: 0 removes; may be repeated."),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(help="Class whose concepts are meant, by index or name; else the predicted.", show_default=False),
+    ] = None,
+    address: _Address = _LOCAL,
+    token: _Token = None,
+    tls: _Tls = False,
+    ca: _Authorities = None,
+    timeout: _Timeout = 30.0,
+    json: _Json = False,
+) -> None:
+    """Ask what the model would answer if chosen concepts were weaker or stronger."""
+    with _client(address, token, tls, ca, timeout) as client:
+        intervention = client.intervene(image, bank=bank, scales=_scales(scales), target=_class(target))
+    if json:
+        typer.echo(_json.dumps(intervention))
+        return
+    verdict, *_ = intervention_lines(intervention)
+    _say(verdict)
+    after = {score.index: score for score in intervention.after}
+    _print_table(
+        ("class", "before", "after", "logit before", "logit after"),
+        [
+            (
+                class_name(was),
+                f"{was.probability:.1%}",
+                f"{after[was.index].probability:.1%}",
+                f"{was.logit:.4g}",
+                f"{after[was.index].logit:.4g}",
+            )
+            for was in intervention.before
+        ],
+        title=f"what if, by {bank_version(intervention)}",
+    )
 
 
 @app.command()
@@ -180,6 +224,26 @@ def concept(
 
 def _client(address: str, token: str | None, tls: bool, ca: Path | None, timeout_s: float) -> Client:
     return Client(address, token=token, tls=TLS(authorities=ca) if ca else tls, timeout_s=timeout_s)
+
+
+def _class(target: str | None) -> int | str | None:
+    """A class by index, where it is a number, or by name."""
+    return int(target) if target is not None and target.isdecimal() else target
+
+
+def _scales(pairs: list[str]) -> dict[int, float]:
+    """Read ID=FACTOR."""
+    scales: dict[int, float] = {}
+    for pair in pairs:
+        concept_id, _, factor = pair.partition("=")
+        try:
+            key, scale = int(concept_id), float(factor)
+        except ValueError:
+            raise InvalidArgument(f"--scale takes ID=FACTOR, as in 12=0 to remove concept 12; not {pair!r}.") from None
+        if key in scales:
+            raise InvalidArgument(f"--scale names concept {key} twice.")
+        scales[key] = scale
+    return scales
 
 
 def _write(action: Callable[[], None], path: Path) -> None:

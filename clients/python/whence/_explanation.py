@@ -78,6 +78,10 @@ class ConceptScore:
     """Contribution / (Σ |contribution| over all concepts + |unexplained|), in [−1, 1]."""
     maps: Mapping[MapKind, ConceptMap] = field(default_factory=dict)
 
+    def __hash__(self) -> int:
+        # Maps have no hash; without them scores still serve as keys, as of Client.intervene.
+        return hash((self.id, self.label, self.contribution))
+
     @property
     def name(self) -> str:
         """The label, or the id where there is none."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from whence import _answers, _requests
 from whence._explanation import Box, ClassScore, ConceptMap, ConceptScore, Explanation, MapKind
+from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
@@ -36,6 +37,19 @@ def explanation(record: Explanation, kinds: Collection[MapKind] | None = None) -
         runtime=record.runtime,
         estimator=_requests.ESTIMATORS[record.estimator],
         substitute=record.substitute,
+    )
+
+
+def intervention(record: Intervention) -> service_pb2.InterveneResponse:
+    """The message of an intervention, without its request id; what was scaled is not in it."""
+    return service_pb2.InterveneResponse(
+        model=explanation_pb2.ModelVersion(name=record.model, digest=record.model_digest),
+        bank=explanation_pb2.BankVersion(reference=record.bank, digest=record.bank_digest),
+        before=[_class_score(score) for score in record.before],
+        after=[_class_score(score) for score in record.after],
+        timings=explanation_pb2.Timings(**asdict(record.timings)),
+        runtime=record.runtime,
+        target=_class_score(record.target),
     )
 
 

@@ -87,3 +87,7 @@ class Concept:
     bank: str
     """``model/layer/name`` of the bank that this is from."""
     bank_digest: str
+
+    def __hash__(self) -> int:
+        # Statistics have no hash; without them concepts still serve as keys, as of Client.intervene.
+        return hash((self.bank, self.bank_digest, self.id))

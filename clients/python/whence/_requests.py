@@ -13,12 +13,14 @@ from typing import TypeVar
 from google.protobuf.duration_pb2 import Duration
 
 from whence._errors import InvalidArgument
-from whence._explanation import Estimator, MapKind, MapSize, Order
+from whence._explanation import ConceptScore, Estimator, MapKind, MapSize, Order
 from whence._images import Source
+from whence._inventory import Concept
 from whence.v1 import explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
 T = TypeVar("T")
+Scalable = TypeVar("Scalable", bound="int | Concept | ConceptScore")
 
 ORDERS: dict[str, explanation_pb2.Order] = {
     "contribution": explanation_pb2.ORDER_CONTRIBUTION,
@@ -92,6 +94,47 @@ def question(
         substitute=substitute,
     )
     return Question(reference(bank), _target(target), options)
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """Which concepts to scale: everything in a request but the image, its id and its deadline."""
+
+    bank: str
+    target: explanation_pb2.Target | None
+    scales: dict[int, float]
+
+    def request(self, source: Source, request_id: str, remaining_s: float) -> service_pb2.InterveneRequest:
+        """The request about one image."""
+        return service_pb2.InterveneRequest(
+            request_id=request_id,
+            image=source.message,
+            bank=self.bank,
+            scales=self.scales,
+            deadline=duration(remaining_s),
+            target=self.target,
+        )
+
+
+def what_if(*, bank: str, scales: Mapping[Scalable, float], target: int | str | None) -> WhatIf:
+    """Check which concepts a caller would scale, and by how much.
+
+    Raises
+    ------
+    InvalidArgument
+        If that cannot be valid for any bank or model.
+    """
+    if not isinstance(scales, Mapping) or not scales:
+        raise InvalidArgument("scales names at least one concept and its factor: scales={12: 0} removes concept 12.")
+    checked: dict[int, float] = {}
+    for concept, scale in scales.items():
+        concept_id = uint32("a concept's id", concept.id if isinstance(concept, (Concept, ConceptScore)) else concept)
+        if not isinstance(scale, numbers.Real) or isinstance(scale, bool) or not math.isfinite(scale):
+            raise InvalidArgument(f"The scale of concept {concept_id} is a finite number, not {scale!r}.")
+        if concept_id in checked:
+            raise InvalidArgument(f"scales names concept {concept_id} twice.")
+        checked[concept_id] = float(scale)
+    return WhatIf(reference(bank), _target(target), checked)
 
 
 def new_request_id() -> str:

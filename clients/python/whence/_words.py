@@ -1,4 +1,4 @@
-"""Explanations and their reports in words."""
+"""Explanations, their reports, and interventions in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from whence._explanation import Explanation, FaithfulnessReport
+    from whence._explanation import ClassScore, Explanation, FaithfulnessReport
+    from whence._intervention import Intervention
 
 _DIGEST_CHARACTERS = 12
 
@@ -24,9 +25,43 @@ def one_line(explanation: Explanation) -> str:
     )
 
 
-def bank_version(explanation: Explanation) -> str:
+def bank_version(answer: Explanation | Intervention) -> str:
     """The bank, and the beginning of its digest."""
-    return f"{explanation.bank}@{explanation.bank_digest[:_DIGEST_CHARACTERS]}"
+    return f"{answer.bank}@{answer.bank_digest[:_DIGEST_CHARACTERS]}"
+
+
+def intervention_line(intervention: Intervention) -> str:
+    """What an intervention says, in a line."""
+    first, last = intervention.before[0], intervention.after[0]
+    return (
+        f"Intervention({class_name(first)} p={first.probability:.3f} → {class_name(last)} p={last.probability:.3f}; "
+        f"{scaled(intervention)} of {bank_version(intervention)})"
+    )
+
+
+def intervention_lines(intervention: Intervention) -> list[str]:
+    """What was done and what came of it, one statement a line."""
+    first, last = class_name(intervention.before[0]), class_name(intervention.after[0])
+    verdict = f"predicts {last} in place of {first}" if intervention.changed else f"still predicts {first}"
+    lines = [f"With {scaled(intervention)} the model {verdict}."]
+    after = {score.index: score for score in intervention.after}
+    for was in intervention.before:
+        now = after[was.index]
+        lines.append(
+            f"{class_name(was)}: {was.probability:.1%} before, {now.probability:.1%} after "
+            f"(logit {was.logit:.3g}, then {now.logit:.3g})."
+        )
+    return lines
+
+
+def scaled(intervention: Intervention) -> str:
+    """Which concepts were scaled, and how."""
+    return ", ".join(f"concept {concept} × {scale:g}" for concept, scale in intervention.scales.items())
+
+
+def class_name(score: ClassScore) -> str:
+    """The name, or the index where there is none."""
+    return score.name or str(score.index)
 
 
 def report_lines(report: FaithfulnessReport) -> list[str]:

@@ -42,12 +42,13 @@ from whence._explanation import (
     FaithfulnessReport,
     Timings,
 )
+from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
 from whence.v1 import explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 from whence.v1 import explanation_service_pb2_grpc as service_grpc
 
-__all__ = ["Call", "FakeServer", "make_explanation", "serve"]
+__all__ = ["Call", "FakeServer", "make_explanation", "make_intervention", "serve"]
 
 A = TypeVar("A", bound=Message)
 
@@ -150,6 +151,32 @@ def make_explanation(
     return replace(explanation, **changes)
 
 
+def make_intervention(**changes: Any) -> Intervention:
+    """An intervention after which the model of `make_explanation` predicts another class.
+
+    Parameters
+    ----------
+    **changes
+        Fields of `Intervention` to set to something else.
+    """
+    explanation = make_explanation()
+    first, second = explanation.predictions
+    intervention = Intervention(
+        request_id="",
+        model=explanation.model,
+        model_digest=explanation.model_digest,
+        bank=explanation.bank,
+        bank_digest=explanation.bank_digest,
+        scales={0: 0.0},
+        target=first,
+        before=(first, second),
+        after=(replace(second, probability=0.625), replace(first, logit=second.logit - 1.0, probability=0.25)),
+        timings=explanation.timings,
+        runtime=explanation.runtime,
+    )
+    return replace(intervention, **changes)
+
+
 def _make_concept(index: int, grid: tuple[int, int], hot_cell: tuple[int, int]) -> ConceptScore:
     """A concept with one blob; its weight falls, and changes sign, with its index."""
     rows, columns = np.indices(grid)
@@ -190,6 +217,8 @@ class FakeServer:
     explain
         Makes the answer to an `ExplainRequest`; may raise a `WhenceError`, which travels to the caller as the service
         would send it. Default: `make_explanation`.
+    intervene
+        The same for an `InterveneRequest`. Default: `make_intervention`.
     models, banks, concepts
         What the service holds.
     shuffle
@@ -204,6 +233,7 @@ class FakeServer:
         self,
         explain: Callable[[service_pb2.ExplainRequest], Explanation] | None = None,
         *,
+        intervene: Callable[[service_pb2.InterveneRequest], Intervention] | None = None,
         models: Sequence[Model] = (),
         banks: Sequence[Bank] = (),
         concepts: Sequence[Concept] = (),
@@ -219,6 +249,7 @@ class FakeServer:
         self.banks = {bank.reference: bank for bank in banks}
         self.concepts = {(concept.bank, concept.id): concept for concept in concepts}
         self.explain = explain or (lambda request: make_explanation())
+        self.intervene = intervene or (lambda request: make_intervention())
         self.shuffle = shuffle
         self._failures: deque[WhenceError] = deque()
         self._lock = threading.Lock()
@@ -276,6 +307,16 @@ class _Servicer(service_grpc.ExplanationServiceServicer):
                 except WhenceError as error:
                     answer.error.CopyFrom(_failure(error))
                 yield answer
+
+    def Intervene(
+        self, request: service_pb2.InterveneRequest, context: grpc.ServicerContext
+    ) -> service_pb2.InterveneResponse:
+        def answer() -> service_pb2.InterveneResponse:
+            message = _fake_answers.intervention(self._fake.intervene(request))
+            message.request_id = request.request_id
+            return message
+
+        return self._answer("Intervene", request, context, answer)
 
     def ListModels(
         self, request: service_pb2.ListModelsRequest, context: grpc.ServicerContext
