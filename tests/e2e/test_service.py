@@ -107,6 +107,27 @@ def test_the_stream_answers_all_with_their_ids(stub: Any) -> None:
         assert mine.contribution == pytest.approx(theirs.contribution, abs=1e-3)
 
 
+def what_if(path: Path, scales: dict[int, float], **fields: Any) -> pb.InterveneRequest:
+    image = image_pb2.Image(encoded=path.read_bytes())
+    return pb.InterveneRequest(**{"bank": BANK, "image": image, "scales": scales, "request_id": "r-2", **fields})
+
+
+def test_scaled_concepts_change_the_logit_by_their_contributions(stub: Any) -> None:
+    path = held_out()[3]
+    options = explanation_pb2.ExplainOptions(top_k=4)
+    explanation = stub.Explain(ask(path, options=options), metadata=APPLICATION).explanation
+    target, (first, second, *_) = explanation.target, explanation.concepts
+    reply = stub.Intervene(what_if(path, {first.id: 0.0, second.id: 2.0}), metadata=APPLICATION)
+    assert (reply.request_id, reply.bank.reference, reply.target) == ("r-2", BANK, target)
+    before, after = ({score.index: score.logit for score in scores} for scores in (reply.before, reply.after))
+    assert before.keys() == after.keys()
+    assert before[target.index] == target.logit
+    change = second.contribution - first.contribution  # the head is affine
+    assert after[target.index] - target.logit == pytest.approx(change, abs=1e-3)
+    code, info = refused(stub.Intervene, what_if(path, {999: 0.0}))
+    assert (code, info.reason, info.metadata["request_id"]) == ("NOT_FOUND", "UNKNOWN_CONCEPT", "r-2")
+
+
 def test_health_of_ours_and_of_ray(server: RunningServer) -> None:
     with server.connected() as (_, channel):
         health = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]

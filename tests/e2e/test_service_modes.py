@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from tests.e2e.conftest import RunningServer, Start
-from tests.e2e.repository import BANK, held_out
-from tests.e2e.test_service import ask, refused
+from tests.e2e.repository import BANK, PER_CLASS, held_out
+from tests.e2e.test_service import ask, refused, what_if
 from whence.v1 import explanation_service_pb2 as pb
 
 
@@ -30,6 +30,18 @@ def test_calls_and_streams(server: RunningServer) -> None:
         replies = list(stub.ExplainStream(iter(requests)))
     assert {reply.request_id for reply in replies} == {path.stem for path in held_out()}
     assert [reply.error.reason for reply in replies if reply.HasField("error")] == ["UNKNOWN_BANK"]
+
+
+def test_interventions(server: RunningServer) -> None:
+    with server.connected() as (stub, _):
+        target = stub.Explain(ask(held_out()[0])).explanation.target.index
+        scales = {target * PER_CLASS: 0.0, target * PER_CLASS + 1: 2.0}
+        reply = stub.Intervene(what_if(held_out()[0], scales))
+        assert (reply.request_id, reply.bank.reference, reply.target.index) == ("r-2", BANK, target)
+        assert {score.index for score in reply.before} == {score.index for score in reply.after}
+        # What the engine's replica refuses arrives typed too.
+        other = {(target + 1) % 10 * PER_CLASS: 0.0}
+        assert refused(stub.Intervene, what_if(held_out()[0], other))[1].reason == "UNSUPPORTED_OPTION"
 
 
 def test_errors_are_typed(server: RunningServer) -> None:
