@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 import whence
 from tests.clients.test_client import BANK, CONCEPT
-from whence.testing import FakeServer, make_explanation, make_intervention
+from whence import _fake_answers
+from whence.testing import FakeServer, make_explanation, make_intervention, serve
 from whence.v1 import explanation_service_pb2 as service_pb2
+from whence.v1 import explanation_service_pb2_grpc as service_grpc
 
 
 def test_an_intervention_comes_back_whole(client: whence.Client, image: NDArray[np.uint8]) -> None:
@@ -122,6 +124,15 @@ def test_a_deadline_ends_the_call(image: NDArray[np.uint8]) -> None:
         with pytest.raises(whence.DeadlineExceeded):
             client.intervene(image, bank=BANK, scales={12: 0}, timeout_s=0.3)
         release.set()
+
+
+def test_an_answer_without_an_id_has_that_of_the_request(image: NDArray[np.uint8]) -> None:
+    class Terse(service_grpc.ExplanationServiceServicer):
+        def Intervene(self, request: object, context: object) -> service_pb2.InterveneResponse:  # noqa: N802
+            return _fake_answers.intervention(make_intervention())
+
+    with serve(Terse()) as address, whence.Client(address) as client:
+        assert len(client.intervene(image, bank=BANK, scales={12: 0}).request_id) == 32
 
 
 def test_in_words() -> None:
