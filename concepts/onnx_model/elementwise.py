@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from concepts.onnx_model.numbers import Integers, integers, number, together
+from concepts.onnx_model.numbers import Integers, Table, integers, number, together
 
 
 def _pair(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -117,7 +117,7 @@ def _product(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
     return x
 
 
-ELEMENTWISE: dict[str, Callable[..., Tensor] | dict[int, Callable[..., Tensor]]] = {
+ELEMENTWISE: Table = {
     "Abs": torch.abs,
     "Acos": torch.acos,
     "Add": _pair(torch.add),

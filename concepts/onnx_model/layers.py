@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from concepts.onnx_model.numbers import refuse_unless
+from concepts.onnx_model.numbers import Table, refuse_unless
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
@@ -309,7 +309,7 @@ def _einsum(*tensors: Tensor, equation: str) -> Tensor:
     return torch.einsum(equation.replace(" ", ""), *tensors)
 
 
-LAYERS: dict[str, Callable[..., Tensor]] = {
+LAYERS: Table = {
     "Attention": _attention,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import onnx
 import torch
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto
 from torch import Tensor, nn
 
 from concepts.errors import InvalidModel, UnknownLayer
 from concepts.onnx_model.file import OnnxFile
-from concepts.onnx_model.operators import Operator, operator
+from concepts.onnx_model.numbers import Operator
+from concepts.onnx_model.operators import attributes, operator
 from concepts.onnx_model.shapes import to_tensor
 
 RELATIVE_TOLERANCE = 1e-3
@@ -181,18 +181,6 @@ class OnnxNetwork(nn.Module):
             )
 
 
-def _attributes(node: NodeProto) -> dict[str, object]:
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    for name, value in attributes.items():
-        if isinstance(value, TensorProto):
-            attributes[name] = to_tensor(value)
-        elif isinstance(value, bytes):
-            attributes[name] = value.decode()
-    if node.op_type == "Split":  # before opset 18, the outputs alone say how many parts there are
-        attributes.setdefault("num_outputs", len(node.output))
-    return attributes
-
-
 def _fold(file: OnnxFile) -> tuple[list[NodeProto], dict[str, Tensor]]:
     """Return the nodes that depend on the images, and all constants by name: weights, and what follows from them."""
     constants = {tensor.name: to_tensor(tensor) for tensor in file.model.graph.initializer}
@@ -201,7 +189,7 @@ def _fold(file: OnnxFile) -> tuple[list[NodeProto], dict[str, Tensor]]:
         if all(name in constants or not name for name in node.input):
             given = [constants.get(name) for name in node.input]
             try:
-                result = operator(node.op_type, file.opset)(*given, **_attributes(node))
+                result = operator(node.op_type, file.opset)(*given, **attributes(node))
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 raise InvalidModel(
                     f"operator {node.op_type} fails to compute value {node.output[0]!r} ({type(error).__name__})"
@@ -224,7 +212,7 @@ def _steps(nodes: Sequence[NodeProto], constants: Mapping[str, Tensor], output: 
             raise InvalidModel(f"output {unknown[0]!r} of operator {node.op_type} is not known here; export without it")
         given = [bool(name) and name not in constants for name in node.input]
         fixed = {i: constants[name] for i, name in enumerate(node.input) if name in constants}
-        run = partial(operator(node.op_type, opset), **_attributes(node))
+        run = partial(operator(node.op_type, opset), **attributes(node))
         inputs = tuple(name for name, is_given in zip(node.input, given, strict=True) if is_given)
         dropped = {name for name in (*node.input, *node.output) if last_use.get(name) == index}
         steps.append(_Step(node, Operation(run, given, fixed), inputs, tuple(dropped)))

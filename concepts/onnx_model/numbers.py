@@ -1,13 +1,19 @@
-"""What operators share: reading numbers out of attributes and tensors."""
+"""What operators share: their type, and reading numbers out of attributes and tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from concepts.errors import InvalidModel
+
+Operator = Callable[..., Tensor | tuple[Tensor, ...]]
+"""An operator of ONNX: inputs by position, attributes by name."""
+
+Table = Mapping[str, Operator | Mapping[int, Operator]]
+"""Operators by name: a function, or functions by the opset that each came with."""
 
 Integers = Sequence[int] | Tensor
 """Numbers of an attribute, or of an input where a later opset made one of it."""

@@ -6,23 +6,35 @@ input of and earlier ones an attribute has the same name in both, so that one fu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
-from torch import Tensor
+import onnx
+from onnx import NodeProto, TensorProto
 
 from concepts.onnx_model.elementwise import ELEMENTWISE
 from concepts.onnx_model.layers import LAYERS
+from concepts.onnx_model.numbers import Operator, Table
 from concepts.onnx_model.resizing import RESIZING
-from concepts.onnx_model.shapes import SHAPES
+from concepts.onnx_model.shapes import SHAPES, to_tensor
 
-Operator = Callable[..., Tensor | tuple[Tensor, ...]]
-
-OPERATORS: dict[str, Any] = {**ELEMENTWISE, **LAYERS, **RESIZING, **SHAPES}
-"""By name: a function, or functions by the opset that each came with."""
+OPERATORS: Table = {**ELEMENTWISE, **LAYERS, **RESIZING, **SHAPES}
+"""All that are known."""
 
 
 def operator(name: str, opset: int) -> Operator:
     """Return the function of an operator as an opset means it."""
-    found: Operator | dict[int, Operator] = OPERATORS[name]
-    return found[max(since for since in found if since <= opset)] if isinstance(found, dict) else found
+    found = OPERATORS[name]
+    return found[max(since for since in found if since <= opset)] if isinstance(found, Mapping) else found
+
+
+def attributes(node: NodeProto) -> dict[str, object]:
+    """Return a node's attributes as its operator's function takes them."""
+    found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    for name, value in found.items():
+        if isinstance(value, TensorProto):
+            found[name] = to_tensor(value)
+        elif isinstance(value, bytes):
+            found[name] = value.decode()
+    if node.op_type == "Split":  # before opset 18, the outputs alone say how many parts there are
+        found.setdefault("num_outputs", len(node.output))
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from concepts.onnx_model.numbers import Integers, integers, refuse_unless
+from concepts.onnx_model.numbers import Integers, Table, integers, refuse_unless
 
 _ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "round_prefer_floor": lambda at: torch.ceil(at - 0.5),
@@ -86,7 +86,7 @@ def _linear(x: Tensor, axis: int, at: Tensor) -> Tensor:
     return _nearest(x, axis, low) * (1 - share) + _nearest(x, axis, low + 1) * share
 
 
-RESIZING: dict[str, Callable[..., Tensor] | dict[int, Callable[..., Tensor]]] = {
+RESIZING: Table = {
     "Resize": {10: _early_resize, 11: _resize},
     "Upsample": _early_resize,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import onnx
 import torch
@@ -10,7 +10,7 @@ from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional
 
-from concepts.onnx_model.numbers import Integers, counted, integers, number, refuse_unless, together
+from concepts.onnx_model.numbers import Integers, Table, counted, integers, number, refuse_unless, together
 
 _DTYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
@@ -230,7 +230,7 @@ def _dropout(x: Tensor, ratio: Tensor | float = 0.5, training_mode: Tensor | Non
     return x
 
 
-SHAPES: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
+SHAPES: Table = {
     "Cast": _cast,
     "CastLike": _cast_like,
     "Concat": _concat,
