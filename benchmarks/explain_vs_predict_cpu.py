@@ -5,18 +5,21 @@ from __future__ import annotations
 import torch
 
 from benchmarks import measure, resnet50
-from concepts.engine import Engine, Precision
+from concepts.engine import Engine
+from concepts.runtimes import Runtime, open_trunk
 
 BATCH = 8
+RUNTIMES = (Runtime(), Runtime("onnx"), Runtime(precision="bfloat16"), Runtime(precision="bfloat16", compile=True))
 
 
 def main() -> None:
-    """Measure images per second of ``explain`` beside eager float32 ``model(x)`` in the same process."""
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    """Measure images per second of ``explain`` by runtime beside eager float32 ``model(x)`` in the same process."""
     with resnet50.repository() as (_, repository):
         model = repository.load_model("resnet50")
         bank = repository.load(repository.resolve(resnet50.REFERENCE))
-        engines = {precision: Engine(model, bank, precision=precision) for precision in precisions}
+        cut = model.cut(bank.layer)
+        trunks = [open_trunk(runtime, model, cut) for runtime in RUNTIMES]
+        engines = {trunk.description: Engine(model, bank, cut, trunk) for trunk in trunks}
         plain = repository.load_model("resnet50").module.to(memory_format=torch.contiguous_format)
     views = resnet50.views(BATCH)
     requests = [resnet50.request()] * BATCH
@@ -26,20 +29,20 @@ def main() -> None:
         with torch.inference_mode():
             plain(x)
 
-    work = {f"explain {p}": lambda engine=engine: engine.explain(views, requests) for p, engine in engines.items()}
+    work = {name: lambda engine=engine: engine.explain(views, requests) for name, engine in engines.items()}
     seconds = measure.interleaved({"predict": predict, **work})
     measure.publish(
         "explain_vs_predict_cpu",
         [
             measure.row(
-                f"explain_vs_predict_cpu: NMF of {resnet50.CONCEPTS}, {precision}",
-                BATCH / seconds[f"explain {precision}"],
+                f"explain_vs_predict_cpu: NMF of {resnet50.CONCEPTS}, {name}",
+                BATCH / seconds[name],
                 "images/s",
                 baseline="eager float32 model(x)",
                 baseline_value=BATCH / seconds["predict"],
                 target=2.0,
             )
-            for precision in precisions
+            for name in engines
         ],
     )
 

@@ -11,7 +11,9 @@ from PIL import Image
 
 import whence
 from benchmarks import resnet50
-from concepts.engine import Engine, Precision
+from concepts.engine import Engine
+from concepts.runtimes import Precision
+from concepts.runtimes.torch import TorchTrunk
 from demo.serving import Server, serving
 
 PRECISION: Precision = "bfloat16"
@@ -23,7 +25,9 @@ def service() -> Iterator[tuple[Server, Engine]]:
     """Serve ResNet-50; yield the server and the same engine in this process."""
     with resnet50.repository() as (root, repository):
         model = repository.load_model("resnet50")
-        engine = Engine(model, repository.load(repository.resolve(resnet50.REFERENCE)), precision=PRECISION)
+        cut = model.cut(resnet50.LAYER)
+        bank = repository.load(repository.resolve(resnet50.REFERENCE))
+        engine = Engine(model, bank, cut, TorchTrunk(cut, PRECISION))
         environment = {"WHENCE_SERVE_PRECISION": PRECISION, "WHENCE_SERVE_BATCH_LIMIT": str(BATCH_LIMIT)}
         with serving(root, environment=environment) as server:
             yield server, engine

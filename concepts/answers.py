@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from concepts.bank import Bank
 from concepts.codec import Codes
-from concepts.layout import Layout
 from concepts.estimators import Contributions
 from concepts.explanation import (
     ClassScore,
@@ -28,6 +27,7 @@ from concepts.explanation import (
     MapKind,
     StageTimes,
 )
+from concepts.layout import Layout
 from concepts.model import ModelSpec
 
 PREDICTIONS = 5

@@ -266,7 +266,7 @@ class _Survey:
 
     def __init__(self, module: nn.Module, example: Tensor) -> None:
         self.module, self.example = module, example
-        self.logits = _logits(module, example)
+        self.logits = logits_of(module, example)
         self.trace: Trace = trace(module, example[:1])
         self.flow: Flow | None
         try:
@@ -290,7 +290,8 @@ def _find(module: nn.Module, layer: str) -> nn.Module:
     raise UnknownLayer(f"the model has no layer {layer!r}; nearest names: {', '.join(near)}", layer=layer)
 
 
-def _logits(module: nn.Module, x: Tensor) -> Tensor:
+def logits_of(module: nn.Module, x: Tensor) -> Tensor:
+    """Return a classifier's logits; raise ``InvalidModel`` if it fails or answers anything but ``[B, n_classes]``."""
     with torch.no_grad():
         try:
             logits = module(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,11 +29,9 @@ from concepts.errors import (
 from concepts.explanation import EngineRequest, Estimator, ExplainOptions, Explanation, StageTimes
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
+from concepts.runtimes import Runtime, Trunk, open_trunk
 
 Answer = TypeVar("Answer", Explanation, Intervention)
-
-Precision = Literal["float32", "bfloat16", "float16"]
-"""What the trunk computes in; codes, head, contributions and report are always float32."""
 
 
 class BatchKey(NamedTuple):
@@ -46,6 +44,16 @@ class BatchKey(NamedTuple):
 def batch_key(options: ExplainOptions) -> BatchKey:
     """Return the key by which requests for one bank may share a batch."""
     return BatchKey(options.estimator, bool(options.substitute))
+
+
+class Memory(NamedTuple):
+    """Bytes of tensors; engines of one model share the first, those of one layer the second too."""
+
+    model: int
+    """The network's weights."""
+    trunk: int
+    """What the runtime of the trunk holds beside them."""
+    bank: int
 
 
 class _Encoded(NamedTuple):
@@ -72,20 +80,18 @@ class Engine:
         A bank of that model.
     cut
         The model cut at the bank's layer, if the caller has it already.
-    precision
-        Of the trunk: ``bfloat16`` is about twice as fast where the processor has it.
+    trunk
+        What computes the trunk of that cut; PyTorch in float32 where omitted.
 
     Raises
     ------
     InvalidInput
-        If the bank is another model's or another layer width's, or the precision is unknown.
+        If the bank is another model's or another layer width's.
     UnknownLayer, InvalidCut
         If the model cannot be cut at the bank's layer.
     """
 
-    def __init__(self, model: Model, bank: Bank, cut: Cut | None = None, precision: Precision = "float32") -> None:
-        if precision not in get_args(Precision):
-            raise InvalidInput(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
+    def __init__(self, model: Model, bank: Bank, cut: Cut | None = None, trunk: Trunk | None = None) -> None:
         if bank.model != model.spec.name or bank.weights_digest != model.spec.weights_digest:
             raise InvalidInput(f"bank {bank.reference} is not a bank of model {model.spec.name!r} with these weights")
         self.model, self.bank = model, bank
@@ -95,10 +101,21 @@ class Engine:
                 f"bank {bank.reference} has {bank.channels} channels, its layer has {self.cut.layout.channels}"
             )
         self.codec = bank.codec().to(model.device)
-        self.runtime = f"torch {model.device.type} {precision}"
-        self._lowered = torch.autocast(
-            model.device.type, dtype=getattr(torch, precision), enabled=precision != "float32"
-        )
+        self._trunk = trunk or open_trunk(Runtime(), model, self.cut)
+
+    @property
+    def memory(self) -> Memory:
+        """What it holds on its device."""
+        network = self.model.module
+        model = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+        bank = sum(value.nbytes for value in vars(self.codec).values() if isinstance(value, Tensor))
+        return Memory(model, self._trunk.bytes, bank)
+
+    def warm_up(self, rows: int = 1) -> None:
+        """Explain so many black images, so that the first request finds memory and kernels ready."""
+        view, classes = self.model.spec.preprocessing, self.codec.classes()
+        request = EngineRequest(None if classes is None else min(classes), ExplainOptions(maps=("activation",)))
+        self.explain(np.zeros((rows, view.height, view.width, 3), np.uint8), [request] * rows)
 
     def check(self, request: EngineRequest) -> None:
         """Raise what ``explain`` would answer to a request, as far as that is known without its image.
@@ -148,7 +165,8 @@ class Engine:
         findings = self._findings(encoded, requests[0].options)
         listed = answers.listing(findings, [request.options for request in requests], self.cut.layout, views.shape[1:3])
         explained = [
-            error or answers.explanation(self.model.spec, self.bank, self.runtime, listed, row, request.options)
+            error
+            or answers.explanation(self.model.spec, self.bank, self._trunk.description, listed, row, request.options)
             for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
         ]
         return _timed(explained, clock)
@@ -200,16 +218,14 @@ class Engine:
         answered = [
             error
             or intervention.misplaced(bank, spec, request, targets[row])
-            or intervention.answer(spec, bank, self.runtime, before[row], after[row], targets[row])
+            or intervention.answer(spec, bank, self._trunk.description, before[row], after[row], targets[row])
             for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
         ]
         return _timed(answered, clock)
 
     def _encode(self, views: NDArray[np.uint8], wanted: Sequence[int | None], clock: _Stopwatch) -> _Encoded:
         """Run trunk and head, settle the targets (None: the predicted class), and compute the codes."""
-        with torch.no_grad(), self._lowered:
-            a = self.cut.trunk(self.model.inputs(views))
-        a = a.float()
+        a = self._trunk(self.model.inputs(views))
         clock.lap("trunk")
         logits, gradient_of = self.cut.head_forward(a)
         targets, errors = self._targets(logits, wanted)

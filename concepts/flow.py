@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -38,7 +39,8 @@ class Flow:
         # input is not one.
         parameters = {name: p.detach().requires_grad_() for name, p in module.named_parameters() if _real(p)}
         self._sizes = {id(p): p.numel() for p in parameters.values()}
-        with torch.enable_grad(), ExitStack() as hooks:
+        with torch.enable_grad(), warnings.catch_warnings(), ExitStack() as hooks:
+            warnings.simplefilter("ignore")  # networks that look at values are warned of the gradients these carry here
             for name, child in module.named_modules():
                 if name:
                     hooks.callback(child.register_forward_hook(self._note(name)).remove)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from concepts import architectures
-from concepts.cut import Cut, CutLayer, layers
+from concepts.cut import Cut, CutLayer, layers, logits_of
 from concepts.errors import CorruptData, InvalidInput, InvalidModel, UnknownClass
+from concepts.onnx_model.file import OnnxFile
+from concepts.onnx_model.network import OnnxNetwork
 from concepts.preprocessing import Preprocessing
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What models, layers and banks may be called: they become names of folders."""
+
+
+ONNX = "onnx"
+"""Architecture of models that are an ONNX file."""
 
 
 def check_name(what: str, name: str) -> str:
@@ -39,19 +45,29 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
+class Exported(NamedTuple):
+    """The ONNX file that was made of a PyTorch model, and checked against it."""
+
+    digest: str
+    """sha256 of the file, hexadecimal."""
+    values: Mapping[str, str]
+    """By layer, the name of its activation in the file."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything about a model but its weights: what ``model.json`` holds."""
 
     name: str
     architecture: str
-    """``torchvision:NAME``, ``bcos:NAME`` or ``package.module:factory``."""
+    """``torchvision:NAME``, ``bcos:NAME``, ``package.module:factory`` or ``onnx``."""
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     weights_digest: str
-    """sha256 of the weights file, hexadecimal."""
+    """sha256 of the weights file, or of the ONNX file of a model that is one; hexadecimal."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the architecture's factory."""
+    exported: Exported | None = None
 
     def __post_init__(self) -> None:
         check_name("model", self.name)
@@ -85,6 +101,7 @@ class ModelSpec:
             "preprocessing": self.preprocessing.to_json(),
             "class_names": list(self.class_names),
             "weights_digest": self.weights_digest,
+            **({} if self.exported is None else {"exported": self.exported._asdict()}),
         }
 
     @classmethod
@@ -106,6 +123,7 @@ class ModelSpec:
                 preprocessing=Preprocessing.from_json(value["preprocessing"]),
                 class_names=tuple(value["class_names"]),
                 weights_digest=value["weights_digest"],
+                exported=Exported(**value["exported"]) if "exported" in value else None,
             )
         except (KeyError, TypeError) as error:
             raise CorruptData(f"model.json cannot be read: {error}") from error
@@ -119,6 +137,8 @@ class Model:
     module: nn.Module
     """In evaluation mode, parameters frozen."""
     device: torch.device
+    onnx: Callable[[], bytes] | None = None
+    """Reads its ONNX file, where it has one."""
 
     def inputs(self, views: NDArray[np.uint8] | Tensor) -> Tensor:
         """Return the module's input on its device for uint8 views ``[B, height, width, 3]``."""
@@ -126,25 +146,57 @@ class Model:
             views = torch.from_numpy(np.require(views, requirements="W"))  # PIL gives read-only arrays; torch warns
         return self.spec.preprocessing.normalize(views.to(self.device, non_blocking=True))
 
+    def check(self) -> None:
+        """Raise ``InvalidModel`` if the model does not answer images with one finite logit a class."""
+        logits = logits_of(self.module, self.example())
+        self._check_classes(logits.shape[1])
+        if not logits.isfinite().all():
+            raise InvalidModel(f"model {self.spec.name!r} answers noise with NaN or infinity: look at its weights")
+
     def cut(self, layer: str) -> Cut:
         """Cut the model at a layer; see ``Cut`` for what is checked and raised."""
-        cut = Cut(self.module, layer, self._example())
-        if cut.n_classes != len(self.spec.class_names):
-            raise InvalidModel(
-                f"model {self.spec.name!r} has {cut.n_classes} outputs but {len(self.spec.class_names)} class names"
-            )
+        cut = Cut(self.module, layer, self.example())
+        self._check_classes(cut.n_classes)
         return cut
+
+    def _check_classes(self, outputs: int) -> None:
+        if outputs != len(self.spec.class_names):
+            raise InvalidModel(
+                f"model {self.spec.name!r} has {outputs} outputs but {len(self.spec.class_names)} class names"
+            )
 
     def layers(self) -> list[CutLayer]:
         """Return every layer at which the model can be cut, in running order."""
-        return layers(self.module, self._example())
+        return layers(self.module, self.example())
 
-    def _example(self) -> Tensor:
-        """Return two inputs of noise."""
+    def example(self) -> Tensor:
+        """Return two inputs of noise, always the same."""
         size = self.spec.preprocessing
         generator = torch.Generator().manual_seed(0)
         noise = torch.randint(256, (2, size.height, size.width, 3), generator=generator, dtype=torch.uint8)
         return self.inputs(noise)
+
+
+def build_onnx(spec: ModelSpec, content: bytes, device: torch.device | str = "cpu") -> Model:
+    """Build a model from its description and its ONNX file.
+
+    Raises
+    ------
+    InvalidModel
+        If the file is no image classifier that is understood here, or its images are not those that the preprocessing
+        makes.
+    """
+    file, view = OnnxFile.parse(content), spec.preprocessing
+    sizes = ((file.channels, view.channels), (file.height, view.height), (file.width, view.width))
+    if any(wanted not in (None, given) for wanted, given in sizes):
+        shape = "×".join("any" if wanted is None else str(wanted) for wanted, _ in sizes)
+        raise InvalidModel(
+            f"the ONNX file takes images of {shape} (channels × height × width), "
+            f"the preprocessing makes {view.channels}×{view.height}×{view.width}",
+            model=spec.name,
+        )
+    module = OnnxNetwork(file, (view.height, view.width)).to(torch.device(device))
+    return Model(spec, module, torch.device(device), lambda: content)
 
 
 def build(
@@ -152,6 +204,7 @@ def build(
     weights: Mapping[str, Tensor],
     device: torch.device | str = "cpu",
     trusted: Sequence[str] = architectures.TRUSTED_PACKAGES,
+    onnx: Callable[[], bytes] | None = None,
 ) -> Model:
     """Build a model from its description and its weights.
 
@@ -165,6 +218,8 @@ def build(
         Where to run it.
     trusted
         Packages whose factories may be called; see ``architectures.build``.
+    onnx
+        Reads what was exported of it, if it was.
 
     Raises
     ------
@@ -187,7 +242,8 @@ def build(
         raise InvalidModel(
             f"the weights do not fit {spec.architecture!r}: {'; '.join(misfits[:3])}{more}", model=spec.name
         )
-    module.load_state_dict(weights)
+    expected.update(weights)  # keeps the versions of its layers, which some networks ask for
+    module.load_state_dict(expected)
     # Channels last is the layout that convolutions run fastest in, on CPUs (2 × for ResNet-50) and GPUs alike.
     module = module.to(torch.device(device)).to(memory_format=torch.channels_last)
-    return Model(spec, module, torch.device(device))
+    return Model(spec, module, torch.device(device), onnx)

@@ -2,17 +2,18 @@
 
 ::
 
-    models/<model>/model.json, weights-<digest>.safetensors
+    models/<model>/model.json, weights-<digest>.safetensors, model-<digest>.onnx
     banks/<model>/<layer>/<name>/<digest>/bank.json, tensors.safetensors, concepts.jsonl, exemplars/*.webp
     banks/<model>/<layer>/<name>/CURRENT
 
-Weights carry their digest in their name, so that replacing a model is one atomic write of ``model.json``. A bank's
-``bank.json`` is written after everything it names, and ``CURRENT`` after that: a crash at any instant leaves the old
-bank served and nothing half-visible.
+Weights and ONNX files carry their digest in their name, so that replacing a model is one atomic write of
+``model.json``. A bank's ``bank.json`` is written after everything it names, and ``CURRENT`` after that: a crash at any
+instant leaves the old bank served and nothing half-visible.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -32,7 +33,7 @@ from concepts import model as models
 from concepts.architectures import TRUSTED_PACKAGES
 from concepts.bank import Bank, Exemplar
 from concepts.errors import AlreadyExists, CorruptData, InvalidInput, UnknownBank, UnknownModel, WeightsMismatch
-from concepts.model import Model, ModelSpec, check_name
+from concepts.model import ONNX, Exported, Model, ModelSpec, check_name
 from concepts.storage import LocalStorage
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -114,15 +115,24 @@ class Repository:
             )
         return ModelSpec.from_json(value)
 
-    def publish_model(self, spec: ModelSpec, weights: Mapping[str, Tensor], *, replace: bool = False) -> ModelSpec:
+    def publish_model(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Tensor] | bytes,
+        *,
+        exported: tuple[bytes, Mapping[str, str]] | None = None,
+        replace: bool = False,
+    ) -> ModelSpec:
         """Store a model; publishing the same one again changes nothing.
 
         Parameters
         ----------
         spec
-            Its description; ``weights_digest`` is computed here.
+            Its description; digests are computed here.
         weights
-            State dictionary. It is built and checked against the architecture first.
+            State dictionary, or the ONNX file of a model of architecture ``onnx``. The model is built and tried first.
+        exported
+            The ONNX file that was made of it, with the values of its layers.
         replace
             Allow other weights or another description under a name that is taken.
 
@@ -136,21 +146,26 @@ class Repository:
         AlreadyExists
             If the name is taken by another model.
         InvalidModel
-            If the weights do not fit.
+            If the weights do not fit, or the model does not answer with one logit a class.
         """
-        content = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in sorted(weights.items())})
-        digest = hashlib.sha256(content).hexdigest()
-        spec = ModelSpec.from_json({**spec.to_json(), "weights_digest": digest})
+        content = weights if isinstance(weights, bytes) else _safetensors(weights)
+        files = {_weights_file(spec.architecture, _sha256(content)): content}
+        spec = dataclasses.replace(spec, weights_digest=_sha256(content), exported=None)
+        if exported is not None:
+            spec = dataclasses.replace(spec, exported=Exported(_sha256(exported[0]), dict(exported[1])))
+            files[f"model-{_sha256(exported[0])}.onnx"] = exported[0]
         if spec.name in self.models() and not replace:
             present = self.model_spec(spec.name)
             if present != spec:
                 raise AlreadyExists(
                     f"model {spec.name!r} exists with another description or other weights "
-                    f"({present.weights_digest[:12]}, not {digest[:12]}); choose another name or replace it",
+                    f"({present.weights_digest[:12]}, not {spec.weights_digest[:12]}); "
+                    "choose another name or replace it",
                     model=spec.name,
                 )
-        models.build(spec, weights, trusted=self._trusted)
-        self._files.write(f"models/{spec.name}/weights-{digest}.safetensors", content)
+        self._build(spec, content, "cpu").check()
+        for file, bytes_ in files.items():
+            self._files.write(f"models/{spec.name}/{file}", bytes_)
         self._files.write(f"models/{spec.name}/model.json", _model_json(spec.to_json()))
         return spec
 
@@ -163,19 +178,32 @@ class Repository:
             If there is none, a byte of its weights changed, or it cannot be built.
         """
         spec = self.model_spec(name)
-        file = f"weights-{spec.weights_digest}.safetensors"
+        return self._build(spec, self._model_file(name, _weights_file(spec.architecture, spec.weights_digest)), device)
+
+    def _build(self, spec: ModelSpec, content: bytes, device: torch.device | str) -> Model:
+        if spec.architecture == ONNX:
+            return models.build_onnx(spec, content, device)
+        try:
+            weights = safetensors.torch.load(content)
+        except SafetensorError as error:
+            raise CorruptData(
+                f"the weights of model {spec.name!r} are not in safetensors format", model=spec.name
+            ) from error
+        exported = spec.exported
+        read = None if exported is None else lambda: self._model_file(spec.name, f"model-{exported.digest}.onnx")
+        return models.build(spec, weights, device, self._trusted, read)
+
+    def _model_file(self, name: str, file: str) -> bytes:
+        """Read a file of a model that carries its digest in its name."""
         try:
             content = self._files.read(f"models/{name}/{file}")
         except FileNotFoundError as error:
             raise CorruptData(f"model {name!r}: {file} is missing", model=name, file=file) from error
-        actual = hashlib.sha256(content).hexdigest()
-        if actual != spec.weights_digest:
-            raise CorruptData(f"model {name!r}: {file} has digest {actual}", model=name, file=file, digest=actual)
-        try:
-            weights = safetensors.torch.load(content)
-        except SafetensorError as error:
-            raise CorruptData(f"model {name!r}: {file} is not in safetensors format", model=name, file=file) from error
-        return models.build(spec, weights, device, self._trusted)
+        if _sha256(content) not in file:
+            raise CorruptData(
+                f"model {name!r}: {file} has digest {_sha256(content)}", model=name, file=file, digest=_sha256(content)
+            )
+        return content
 
     # Banks
 
@@ -376,8 +404,20 @@ def _naming(version: BankVersion) -> Iterator[None]:
 def _model_json(value: Mapping[str, Any]) -> bytes:
     """Return the one form in which a description is stored; its digest, kept within, shows any change of it."""
     described = {key: item for key, item in value.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    digest = _sha256(json.dumps(described, sort_keys=True).encode())
     return (json.dumps({**described, "sha256": digest}, indent=1) + "\n").encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _safetensors(weights: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in sorted(weights.items())})
+
+
+def _weights_file(architecture: str, digest: str) -> str:
+    return f"model-{digest}.onnx" if architecture == ONNX else f"weights-{digest}.safetensors"
 
 
 def _parse(reference: str) -> BankVersion:

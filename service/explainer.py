@@ -14,17 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from concepts.engine import BatchKey, Engine, Precision, batch_key
+from concepts.cut import Cut
+from concepts.engine import BatchKey, Engine, Memory, batch_key
 from concepts.errors import DeadlineExceeded, Unavailable, WhenceError
 from concepts.explanation import EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
 from concepts.repository import BankVersion, Repository
-from service.batcher import Batcher, Observer
+from concepts.runtimes import Runtime, Trunk, open_trunk
+from service.batcher import Batcher
+from service.batcher import Observer as BatchObserver
 from service.memo import Memo
 
 Question = TypeVar("Question", EngineRequest, InterventionRequest)
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +78,27 @@ class _BatchKey(NamedTuple):
     """None: interventions, which all go together."""
 
 
+class _SectionKey(NamedTuple):
+    model: str
+    model_digest: str
+    layer: str
+
+
+class _Section(NamedTuple):
+    """A model cut at a layer; engines of all banks of that layer share it."""
+
+    model: Model
+    cut: Cut
+    trunk: Trunk
+
+
+class Observer(BatchObserver, Protocol):
+    """Told what the explainer does, for metrics."""
+
+    def loaded(self, version: BankVersion, memory: Memory) -> None:
+        """Say that a bank is loaded, and what it and its model hold."""
+
+
 class Explainer:
     """Explains images with the banks of a repository; belongs to one event loop.
 
@@ -86,8 +111,8 @@ class Explainer:
         Where models and banks are.
     device
         Where to compute.
-    precision
-        What trunks compute in.
+    runtime_of
+        What computes the trunk of the model of a name.
     threads
         CPU threads for computing.
     batch_limit
@@ -107,7 +132,7 @@ class Explainer:
         repository: Repository,
         *,
         device: torch.device,
-        precision: Precision = "float32",
+        runtime_of: Callable[[str], Runtime] = lambda _model: Runtime(),
         threads: int,
         batch_limit: int,
         queue_limit: int,
@@ -116,10 +141,12 @@ class Explainer:
         observer: Observer | None = None,
     ) -> None:
         self._repository = repository
-        self._device, self._precision = device, precision
+        self._device, self._runtime_of = device, runtime_of
+        self._observer, self._batch_limit = observer, batch_limit
         # OpenMP's thread count is a property of the calling thread: it must be set in the one that computes.
         self._thread = ThreadPoolExecutor(1, "engine", initializer=torch.set_num_threads, initargs=(threads,))
         self._models: Memo[tuple[str, str], Model] = Memo(self._load_model, limit=engines, keep_failure_s=refresh_s)
+        self._sections: Memo[_SectionKey, _Section] = Memo(self._load_section, limit=engines, keep_failure_s=refresh_s)
         self._engines: Memo[EngineKey, Engine] = Memo(self._load_engine, limit=engines, keep_failure_s=refresh_s)
         self._batcher: Batcher[_BatchKey, Job[Any], Any] = Batcher(
             self._run, batch_limit=batch_limit, queue_limit=queue_limit, observer=observer
@@ -198,14 +225,37 @@ class Explainer:
 
     async def _load_engine(self, key: EngineKey) -> Engine:
         bank = await asyncio.to_thread(self._repository.load, key.version)
-        model = await self._models.get((key.version.model, key.model_digest))
-        # In the engine's thread: making an engine runs the model, which another engine may share.
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: Engine(model, bank, precision=self._precision)
-        )
+        section = await self._sections.get(_SectionKey(key.version.model, key.model_digest, key.version.layer))
+
+        def make() -> Engine:
+            engine = Engine(section.model, bank, section.cut, section.trunk)
+            engine.warm_up()
+            if self._device.type == "cuda":  # which chooses kernels and takes memory by size
+                engine.warm_up(self._batch_limit)
+            return engine
+
+        engine = await self._in_thread(make)
+        _log.info("bank %s is loaded: %s bytes", bank.reference, engine.memory)
+        if self._observer is not None:
+            self._observer.loaded(key.version, engine.memory)
+        return engine
+
+    async def _load_section(self, key: _SectionKey) -> _Section:
+        model = await self._models.get((key.model, key.model_digest))
+        runtime = self._runtime_of(key.model)
+
+        def cut() -> _Section:
+            section = model.cut(key.layer)
+            return _Section(model, section, open_trunk(runtime, model, section))
+
+        return await self._in_thread(cut)
+
+    async def _in_thread(self, work: Callable[[], Value]) -> Value:
+        """Run what touches a model in the thread that computes: hooks on one model must not meet."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _run(self, key: _BatchKey, jobs: Sequence[Job[Any]]) -> Sequence[Any]:
         views = np.stack([job.view for job in jobs])
         requests = [job.request for job in jobs]
         compute: Callable[..., list[Any]] = key.engine.intervene if key.options is None else key.engine.explain
-        return await asyncio.get_running_loop().run_in_executor(self._thread, compute, views, requests)
+        return await self._in_thread(lambda: compute(views, requests))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from concepts.engine import Memory
+from concepts.repository import BankVersion
 from whence.v1 import explanation_pb2
 
 _LATENCY_BUCKETS_MS = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 3e4]
@@ -25,6 +27,9 @@ class Recorder(Protocol):
 
     def queue(self, length: int) -> None:
         """Note that so many images wait."""
+
+    def loaded(self, version: BankVersion, memory: Memory) -> None:
+        """Note what a bank and its model hold."""
 
 
 class RayRecorder:
@@ -51,6 +56,11 @@ class RayRecorder:
             "whence_batch_size", description="Images computed together.", boundaries=_BATCH_BUCKETS
         )
         self._queue = metrics.Gauge("whence_queue_length", description="Images waiting to be computed.")
+        self._memory = metrics.Gauge(
+            "whence_memory_bytes",
+            description="Tensors of what is loaded: weights by model, trunks by model and layer, banks by reference.",
+            tag_keys=("what", "name"),  # type: ignore[arg-type]
+        )
         self._stage_tags = [(f"{stage}_ms", {"stage": stage}) for stage in _STAGES]
 
     def request(self, rpc: str, code: str) -> None:
@@ -69,3 +79,9 @@ class RayRecorder:
     def queue(self, length: int) -> None:
         """See `Recorder`."""
         self._queue.set(length)
+
+    def loaded(self, version: BankVersion, memory: Memory) -> None:
+        """See `Recorder`."""
+        self._memory.set(memory.model, tags={"what": "model", "name": version.model})
+        self._memory.set(memory.trunk, tags={"what": "trunk", "name": f"{version.model}/{version.layer}"})
+        self._memory.set(memory.bank, tags={"what": "bank", "name": version.reference})

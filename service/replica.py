@@ -112,7 +112,7 @@ def _explainer(settings: Settings, recorder: Recorder) -> Explainer:
     return Explainer(
         _repository(settings),
         device=devices.choose(),
-        precision=settings.precision,
+        runtime_of=settings.runtime_of,
         threads=settings.compute_threads,
         batch_limit=settings.batch_limit,
         queue_limit=settings.limits.queued_images,

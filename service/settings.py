@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as PydanticSettingsError
 
-from concepts.engine import Precision
+from concepts.errors import InvalidInput
+from concepts.runtimes import Precision, Runtime, RuntimeName
 
 ENVIRONMENT_PREFIX = "WHENCE_SERVE_"
 """``WHENCE_SERVE_PORT=9001`` sets ``port``; ``WHENCE_SERVE_LIMITS__TOP_K=50`` sets ``limits.top_k``."""
@@ -48,6 +49,19 @@ class Limits(BaseModel):
     """Most images of one stream that are worked on at a time; further ones stay with the caller."""
     deadline_s: float = Field(60.0, gt=0)
     """Longest that any answer may take, in seconds, whatever the caller allows."""
+
+
+class ModelSettings(BaseModel):
+    """What may differ from model to model; None: as for all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    runtime: RuntimeName | None = None
+    """As ``Settings.runtime``."""
+    precision: Precision | None = None
+    """As ``Settings.precision``."""
+    compile: bool | None = None
+    """As ``Settings.compile``."""
 
 
 class Settings(BaseSettings):
@@ -88,8 +102,14 @@ class Settings(BaseSettings):
     """Replicas that compute (placement ``apart`` only)."""
     gpus_per_engine: float | None = Field(None, ge=0)
     """GPUs of each computing replica; None: one where the cluster has any, otherwise none."""
+    runtime: RuntimeName = "torch"
+    """What computes trunks: ``torch``, or ``onnx`` (ONNX Runtime), the faster of the two in float32 on processors."""
     precision: Precision = "float32"
     """What trunks compute in; ``bfloat16`` is about twice as fast where the processor has it."""
+    compile: bool = False
+    """Have PyTorch compile trunks: faster answers, but each takes a minute or so to load. Needs a C++ compiler."""
+    models: dict[str, ModelSettings] = Field(default_factory=dict)
+    """Runtime, precision and compile of single models, by name, where they differ from the above."""
     threads: int = Field(0, ge=0)
     """CPU threads for computing in each replica; 0: one per core."""
     decoders: int = Field(0, ge=0)
@@ -119,6 +139,15 @@ class Settings(BaseSettings):
         """Threads that decode, with 0 replaced by the number of cores, at most 8."""
         return self.decoders or min(_cores(), 8)
 
+    def runtime_of(self, model: str) -> Runtime:
+        """Return what computes a model's trunk."""
+        own = self.models.get(model, ModelSettings())
+        return Runtime(
+            self.runtime if own.runtime is None else own.runtime,
+            self.precision if own.precision is None else own.precision,
+            self.compile if own.compile is None else own.compile,
+        )
+
     @field_validator("repository")
     @classmethod
     def _absolute(cls, root: str) -> str:
@@ -131,6 +160,11 @@ class Settings(BaseSettings):
             raise ValueError("default_deadline_s must not exceed limits.deadline_s")
         if self.port == self.metrics_port:
             raise ValueError("port and metrics_port must differ")
+        try:
+            for model in ("", *self.models):
+                self.runtime_of(model)
+        except InvalidInput as error:
+            raise ValueError(error.message) from error
         return self
 
 

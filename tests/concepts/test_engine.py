@@ -26,6 +26,7 @@ from concepts.errors import (
 )
 from concepts.explanation import EngineRequest, ExplainOptions, Explanation, MapKind
 from concepts.model import Model
+from concepts.runtimes.torch import TorchTrunk
 from tests.concepts.conftest import WITHOUT_CONCEPTS, make_bank
 
 Floats = NDArray[np.float64]
@@ -510,9 +511,10 @@ def test_what_the_answer_says_of_itself(engine: Engine, views: NDArray[np.uint8]
 
 
 def test_a_lower_precision_of_the_trunk_stays_near(model: Model, bank: Bank, views: NDArray[np.uint8]) -> None:
-    full, low = Engine(model, bank), Engine(model, bank, precision="bfloat16")
-    assert low.runtime == "torch cpu bfloat16"
+    cut = model.cut(bank.layer)
+    full, low = Engine(model, bank, cut), Engine(model, bank, cut, TorchTrunk(cut, "bfloat16"))
     for one, other in zip(explain(full, views[:4], 2), explain(low, views[:4], 2), strict=True):
+        assert other.runtime == "torch cpu bfloat16"
         assert one.contributions_total != other.contributions_total
         assert one.contributions_total == pytest.approx(other.contributions_total, rel=0.1, abs=0.3)
         assert abs(other.faithfulness.completeness_residual) < 1e-3  # head and codes are still float32
@@ -547,8 +549,6 @@ def test_a_bank_that_is_not_of_this_model(model: Model, bank: Bank) -> None:
         Engine(model, replace(bank, weights_digest="b" * 64))
     with pytest.raises(InvalidInput, match="32 channels, its layer has 64"):
         Engine(model, replace(bank, channels=32, tensors={"dictionary": torch.rand(len(bank.concepts), 32)}))
-    with pytest.raises(InvalidInput, match="float16"):
-        Engine(model, bank, precision="float64")  # type: ignore[arg-type]
 
 
 def test_a_cut_can_be_shared(model: Model, bank: Bank, views: NDArray[np.uint8]) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2_grpc
 
-from concepts.repository import Repository
+from concepts.engine import Memory
+from concepts.repository import BankVersion, Repository
 from service.catalogue import Catalogue
 from service.explainer import Explainer, Explains
 from service.handlers import Handlers
@@ -34,6 +35,7 @@ class Counts:
     timings: list[explanation_pb2.Timings] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     queues: list[int] = field(default_factory=list)
+    memory: dict[str, Memory] = field(default_factory=dict)
 
     def request(self, rpc: str, code: str) -> None:
         self.requests[rpc, code] += 1
@@ -43,6 +45,9 @@ class Counts:
 
     def batch(self, size: int) -> None:
         self.batches.append(size)
+
+    def loaded(self, version: BankVersion, memory: Memory) -> None:
+        self.memory[version.reference] = memory
 
     def queue(self, length: int) -> None:
         self.queues.append(length)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from pathlib import Path
 
 import pytest
 import yaml
 
+from concepts.runtimes import Runtime
 from service.cli import environment
-from service.settings import Limits, Settings, SettingsError, load_settings
+from service.settings import Limits, ModelSettings, Settings, SettingsError, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +48,9 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_file(
         ("repository: x\nport: 5\nmetrics_port: 5", "must differ"),
         ("repository: x\ndefault_deadline_s: 100", "must not exceed"),
         ("repository: x\ningress_mode: nginx", "ingress_mode: .*haproxy"),
+        ("repository: x\nruntime: onnx\nprecision: bfloat16", "use runtime torch for bfloat16"),
+        ("repository: x\nmodels: {a: {runtime: onnx, compile: true}}", "nothing to compile"),
+        ("repository: x\nmodels: {a: {runtme: onnx}}", r"models\.a\.runtme: unknown setting"),
         ("- a\n- b", "key: value"),
         ("a: [", "not valid YAML"),
     ],
@@ -74,11 +79,20 @@ def test_settings_reach_other_processes_whole() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    source = (ROOT / "service" / "settings.py").read_text()
-    for model in (Limits, Settings):
+    for model in (Limits, ModelSettings, Settings):
+        source = inspect.getsource(model).splitlines()
         for name in model.model_fields:
-            line = next(i for i, text in enumerate(source.splitlines()) if text.startswith(f"    {name}: "))
-            assert source.splitlines()[line + 1].startswith('    """'), name
+            line = next(i for i, text in enumerate(source) if text.startswith(f"    {name}: "))
+            assert source[line + 1].startswith('    """'), name
+
+
+def test_single_models_may_have_another_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "repository: x\nprecision: bfloat16\nmodels: {a: {runtime: onnx, precision: float32}}")
+    settings = load_settings(path)
+    assert settings.runtime_of("a") == Runtime("onnx", "float32")
+    assert settings.runtime_of("b") == Runtime("torch", "bfloat16")
+    monkeypatch.setenv("WHENCE_SERVE_MODELS", '{"b": {"compile": true}}')
+    assert load_settings(path).runtime_of("b") == Runtime("torch", "bfloat16", compile=True)
 
 
 def test_the_shipped_file_is_valid_and_agrees_with_the_defaults() -> None:

@@ -1,0 +1,108 @@
+"""Making an ONNX file of a PyTorch model, for ONNX Runtime, and checking that it is the same model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import onnxruntime
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from concepts.cut import RELATIVE_TOLERANCE
+from concepts.errors import InvalidModel
+from concepts.model import Model
+from concepts.trace import outputs
+
+_IMAGES, _LOGITS, _LAYER = "images", "logits", "layer:"
+_LARGEST_BYTES = 2**31 - 1
+"""What an ONNX file can hold without further files."""
+
+
+class Export(NamedTuple):
+    """An ONNX file of a model, and where its layers are in it."""
+
+    content: bytes
+    values: dict[str, str]
+    """By layer, the name of its activation in the file."""
+
+
+def export(model: Model) -> Export:
+    """Return a model as an ONNX file that was checked against it, at the logits and at every layer that can be cut.
+
+    Raises
+    ------
+    InvalidModel
+        If PyTorch cannot export it, the file would exceed 2 GiB, or ONNX Runtime computes anything else with it.
+    """
+    layers = [layer.name for layer in model.layers()]
+    proto = _exported(model, layers)
+    _compare(model, proto, layers)
+    values = {layer: _source(proto, _LAYER + layer) for layer in layers}
+    del proto.graph.output[1:]
+    return Export(proto.SerializeToString(), values)
+
+
+class _WithLayers(nn.Module):
+    """A model that also answers what its layers answered."""
+
+    def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.module, self._layers = module, layers
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        logits, found = outputs(self.module, self._layers, x)
+        return logits, *(found[layer] for layer in self._layers)
+
+
+def _exported(model: Model, layers: Sequence[str]) -> ModelProto:
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter's own
+            program = torch.onnx.export(
+                _WithLayers(model.module, layers).eval(),
+                (model.example(),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                input_names=[_IMAGES],
+                output_names=[_LOGITS, *(_LAYER + layer for layer in layers)],
+                verbose=False,
+            )
+        proto: ModelProto = program.model_proto  # type: ignore[union-attr]  # None is the old exporter's
+    except Exception as error:
+        raise InvalidModel(
+            f"PyTorch cannot export model {model.spec.name!r} to ONNX ({type(error).__name__}): add it without --onnx",
+            model=model.spec.name,
+        ) from error
+    if proto.ByteSize() > _LARGEST_BYTES:
+        raise InvalidModel(f"model {model.spec.name!r} is too large for one ONNX file: add it without --onnx")
+    return proto
+
+
+def _compare(model: Model, proto: ModelProto, layers: Sequence[str]) -> None:
+    """Run both on images that the export has not seen, more of them than it was made with."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = model.example().flip(0, 3)[[0, 1, 0]].cpu()
+    found = session.run(None, {_IMAGES: x.numpy()})
+    with torch.no_grad():
+        expected = _WithLayers(model.module, layers)(x.to(model.device))
+    for name, one, other in zip([_LOGITS, *layers], found, expected, strict=True):
+        error = (torch.from_numpy(one) - other.cpu()).abs().max() / other.abs().max().cpu().clamp_min(1e-12)
+        if one.shape != tuple(other.shape) or not bool(error <= RELATIVE_TOLERANCE):
+            raise InvalidModel(
+                f"ONNX Runtime computes {name!r} of model {model.spec.name!r} otherwise than PyTorch "
+                f"(relative error {error:.1e}): add it without --onnx",
+                model=model.spec.name,
+            )
+
+
+def _source(proto: ModelProto, value: str) -> str:
+    """Return the value that an output repeats: one that the logits are computed from."""
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    while value in producers and producers[value].op_type == "Identity":
+        value = producers[value].input[0]
+    return value
