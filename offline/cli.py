@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -18,13 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from concepts import devices
 from concepts.architectures import TRUSTED_PACKAGES
 from concepts.errors import CorruptData, InvalidInput, InvalidModel, WhenceError
-from concepts.model import ModelSpec
-from concepts.preprocessing import Interpolation, Preprocessing
 from concepts.repository import Repository
 from offline import tables
 from offline.options import option_of
+from offline.registration import Request, complete
 from offline.trainers import Trainer, trainers
-from offline.weights import read_weights
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 train_app = typer.Typer(no_args_is_help=True, help="Learn a bank from images and publish it.")
@@ -106,35 +104,91 @@ def _add_trainer(trainer: Trainer) -> None:
 @model_app.command("add")
 def add_model(
     name: str,
-    architecture: Annotated[str, typer.Option(help="torchvision:NAME, bcos:NAME or package.module:factory.")],
-    weights: Annotated[Path, typer.Option(help="State dictionary: .safetensors, or .pth of tensors alone.")],
-    classes: Annotated[str, typer.Option(help="Class names in order: a file with one a line, or a comma list.")],
-    size: Annotated[str, typer.Option(help="Input size in pixels: 224, or HEIGHTxWIDTH.")],
     repository: Root,
-    resize: Annotated[int | None, typer.Option(help="Shorter side before the centre crop, in pixels.")] = None,
-    interpolation: Annotated[str, typer.Option(help="nearest, bilinear, bicubic or lanczos.")] = "bilinear",
-    mean: Annotated[str, typer.Option(help="Subtracted from R,G,B in [0, 1].")] = "0,0,0",
-    std: Annotated[str, typer.Option(help="Divides R,G,B.")] = "1,1,1",
-    inverse: Annotated[bool, typer.Option(help="Append 1 − RGB as three more channels (B-cos).")] = False,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help="torchvision:NAME, bcos:NAME or package.module:factory; not needed where --weights are torchvision's, "
+            "under the name of their file."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="State dictionary: .safetensors, or .pth of tensors alone; or the name of torchvision's weights, e.g. "
+            "IMAGENET1K_V2, which are fetched. Left out, torchvision's default ones are fetched."
+        ),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="Name of torchvision's weights whose preprocessing and classes a file of your own shares."),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names in order: a file with one a line, or a comma list; by default the preset's."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Input size in pixels: 224, or HEIGHTxWIDTH; by default the preset's.")
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            help="Shorter side before the centre crop, in pixels; 0 stretches the whole image. By default the "
+            "preset's, else 0."
+        ),
+    ] = None,
+    interpolation: Annotated[
+        str | None,
+        typer.Option(help="nearest, bilinear, bicubic or lanczos; by default the preset's, else bilinear."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Subtracted from the channels in [0, 1]: three numbers or one for all, also as fractions "
+            "(103.939/255). By default the preset's, else 0."
+        ),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(help="Divides the channels; 1/255 makes values of 0 to 255. By default the preset's, else 1."),
+    ] = None,
+    inverse: Annotated[
+        bool | None, typer.Option("--inverse/--no-inverse", help="Append 1 − x as three more channels (B-cos).")
+    ] = None,
+    bgr: Annotated[
+        bool | None,
+        typer.Option("--bgr/--rgb", help="Reverse the channels; --mean and --std are in that order then, too."),
+    ] = None,
     options: Annotated[str, typer.Option(help="JSON object of arguments of the factory.")] = "{}",
     replace: Annotated[bool, typer.Option(help="Replace a model of that name; its banks are refused then.")] = False,
     trust: Trust = None,
 ) -> None:
-    """Bring a model into the repository: architecture by name, weights, class names, preprocessing."""
+    """Bring a model into the repository: architecture by name, weights, class names, preprocessing.
+
+    What torchvision and bcos publish of their networks need not be said. Options override it one by one.
+    """
     with _plain_errors():
-        height, width = _size(size)
-        preprocessing = Preprocessing(
-            height,
-            width,
-            resize,
-            cast(Interpolation, interpolation),
-            _triple("mean", mean),
-            _triple("std", std),
-            inverse,
-        )
-        spec = ModelSpec(name, architecture, preprocessing, _class_names(classes), "", _json_object(options))
-        spec = _open(repository, trust).publish_model(spec, read_weights(weights), replace=replace)
-        typer.echo(f"{spec.name} @ {spec.weights_digest[:12]}, {len(spec.class_names)} classes")
+        files = _open(repository, trust)
+        height, width = _size(size) if size is not None else (None, None)
+        preprocessing = {
+            "height": height,
+            "width": width,
+            "resize": resize,
+            "interpolation": interpolation,
+            "mean": None if mean is None else _triple("mean", mean),
+            "std": None if std is None else _triple("std", std),
+            "inverse": inverse,
+            "bgr": bgr,
+        }
+        given: dict[str, Any] = {field: value for field, value in preprocessing.items() if value is not None}
+        if resize == 0:
+            given["resize"] = None
+        names = None if classes is None else _class_names(classes)
+        request = Request(name, architecture, weights, like, names, _json_object(options), given)
+        candidate = complete(request)
+        spec = files.publish_model(candidate.spec, candidate.weights, replace=replace)
+        _print(tables.model(spec, candidate.source))
+        typer.echo(f"to see where it can be cut: whence-bank layers {spec.name}")
 
 
 @app.command("models")
@@ -236,15 +290,29 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _triple(name: str, text: str) -> tuple[float, float, float]:
+    parts = text.split(",")
     try:
-        red, green, blue = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InvalidInput(f"--{name} {text!r} is not three numbers R,G,B") from error
-    return red, green, blue
+        first, second, third = map(_fraction, parts * 3 if len(parts) == 1 else parts)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InvalidInput(f"--{name} {text!r} is neither a number nor three of them, with commas between") from error
+    return first, second, third
+
+
+def _fraction(text: str) -> float:
+    above, _, below = text.partition("/")
+    return float(above) / float(below or 1)
 
 
 def _class_names(text: str) -> tuple[str, ...]:
-    lines = Path(text).read_text().splitlines() if Path(text).is_file() else text.split(",")
+    if "," in text:
+        lines = text.split(",")
+    elif Path(text).is_file():
+        try:
+            lines = Path(text).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"--classes {text!r} is not a text file in UTF-8") from error
+    else:
+        raise InvalidInput(f"--classes {text[:200]!r} is neither a file nor a list with commas")
     return tuple(line.strip() for line in lines if line.strip())
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from concepts.bank import Bank
 from concepts.cut import CutLayer
 from concepts.model import ModelSpec
+from concepts.preprocessing import Preprocessing
 from concepts.repository import BankSummary
 from offline.trainers import Outcome
 
@@ -68,6 +71,27 @@ def models(specs: Iterable[ModelSpec]) -> Table:
     for spec in specs:
         size = f"{spec.preprocessing.height}×{spec.preprocessing.width}"
         table.add_row(spec.name, spec.architecture, size, str(len(spec.class_names)), spec.weights_digest[:12])
+    return table
+
+
+def model(spec: ModelSpec, source: str) -> Table:
+    """Return what a model is and where its preset comes from: one row a fact."""
+    title = f"{spec.name} @ {spec.weights_digest[:12]}, {len(spec.class_names)} classes"
+    table = Table("fact", "value", title=title, title_justify="left")
+    view = spec.preprocessing
+    first = ", ".join(spec.class_names[:3]) + (", …" if len(spec.class_names) > 3 else "")
+    rows = {
+        "architecture": spec.architecture,
+        "options": json.dumps(dict(spec.options)) if spec.options else "",
+        "weights": spec.weights_digest,
+        "input": f"{view.height}×{view.width} pixels, {view.channels} channels",
+        "preprocessing": _in_words(view),
+        "classes": first,
+        "preset": source,
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, escape(value))
     return table
 
 
@@ -137,6 +161,28 @@ def _best(bank: Bank, class_index: int, count: int = 3) -> str:
     own = [concept for concept in bank.concepts if concept.class_index == class_index]
     own.sort(key=lambda concept: -concept.statistics["importance"])
     return " ".join(f"#{concept.id} ({concept.statistics['importance']:.2f})" for concept in own[:count])
+
+
+def _in_words(view: Preprocessing) -> str:
+    """Say what happens to an image, in order."""
+    size = f"{view.height}×{view.width}"
+    words = [
+        f"stretch to {size} ({view.interpolation})"
+        if view.resize is None
+        else f"shorter side to {view.resize} ({view.interpolation}), centre {size}",
+        "BGR in [0, 1]" if view.bgr else "RGB in [0, 1]",
+    ]
+    if any(view.mean):
+        words.append(f"minus {_triple(view.mean)}")
+    if view.std != (1.0, 1.0, 1.0):
+        words.append(f"divided by {_triple(view.std)}")
+    if view.inverse:
+        words.append("then 1 − x as three more channels")
+    return ", ".join(words)
+
+
+def _triple(values: tuple[float, ...]) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in values)})"
 
 
 def _number(value: float | None) -> str:

@@ -94,7 +94,7 @@ def test_models_are_added_listed_and_cut(tmp_path):
     assert Repository(tmp_path / "r").model_spec(MODEL).class_names == CLASS_NAMES
     assert MODEL in run("models", *at)[1]
     layers = run("layers", MODEL, *at)[1]
-    assert re.search(r"layer3 +│ 64×8×8 +│ +64 +│ +8×8 +│ +│ +[\d,]+ +│ +650 +│ yes +│ affine", layers)
+    assert re.search(r"layer3 +│ +64×8×8 +│ +64 +│ +8×8 +│ +│ +[\d,]+ +│ +650 +│ yes +│ affine", layers)
     assert re.search(r"bn1 +│ 16 +│ 32×32 +│ +│ no", layers)
     assert "layer1.0.bn1" not in layers  # bypassed by the shortcut
 
@@ -115,7 +115,7 @@ def test_weights_that_cannot_be_read_are_refused(tmp_path, content, words):
         torch.save(content, weights)
     line = refused(
         "model", "add", "m", "--architecture", "torchvision:resnet18", "--weights", weights, "--classes", "a,b",
-        "--size", 32, "--repository", tmp_path,
+        "--size", 32, "--resize", 0, "--repository", tmp_path,
     )  # fmt: skip
     assert words in line
 
