@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks import measure, resnet50
-from concepts.engine import Engine
-from concepts.runtimes import Runtime, open_trunk
+from concepts.runtimes import Runtime
 
 BATCH = 8
 RUNTIMES = (Runtime(), Runtime("onnx"), Runtime(precision="bfloat16"), Runtime(precision="bfloat16", compile=True))
@@ -14,15 +13,12 @@ RUNTIMES = (Runtime(), Runtime("onnx"), Runtime(precision="bfloat16"), Runtime(p
 
 def main() -> None:
     """Measure images per second of ``explain`` by runtime beside eager float32 ``model(x)`` in the same process."""
-    with resnet50.repository() as (_, repository):
+    with resnet50.repository(exported=True) as (_, repository):
+        engines = resnet50.engines(repository, RUNTIMES)
         model = repository.load_model("resnet50")
-        bank = repository.load(repository.resolve(resnet50.REFERENCE))
-        cut = model.cut(bank.layer)
-        trunks = [open_trunk(runtime, model, cut) for runtime in RUNTIMES]
-        engines = {trunk.description: Engine(model, bank, cut, trunk) for trunk in trunks}
-        plain = repository.load_model("resnet50").module.to(memory_format=torch.contiguous_format)
     views = resnet50.views(BATCH)
     requests = [resnet50.request()] * BATCH
+    plain = model.module.to(memory_format=torch.contiguous_format)
     x = model.inputs(views).contiguous()
 
     def predict() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,19 +13,21 @@ import torchvision
 from numpy.typing import NDArray
 
 from concepts.bank import Bank, Concept
+from concepts.engine import Engine
 from concepts.explanation import EngineRequest, ExplainOptions
+from concepts.model import ModelSpec
 from concepts.preprocessing import Preprocessing
 from concepts.repository import Repository
+from concepts.runtimes import Runtime, open_trunk
+from offline.export import export
 
 LAYER = "layer4"
 CONCEPTS = 25
 REFERENCE = f"resnet50/{LAYER}/craft"
 
 
-def publish(root: Path) -> Repository:
-    """Publish the model, and an NMF bank of directions found in its activations."""
-    from concepts.model import ModelSpec
-
+def publish(root: Path, *, exported: bool = False) -> Repository:
+    """Publish the model, with its ONNX file if wanted, and an NMF bank of directions found in its activations."""
     torch.manual_seed(0)
     network = torchvision.models.resnet50().eval()
     spec = ModelSpec(
@@ -37,6 +39,9 @@ def publish(root: Path) -> Repository:
     )
     repository = Repository(root)
     spec = repository.publish_model(spec, network.state_dict())
+    if exported:
+        onnx = export(repository.load_model("resnet50"))
+        spec = repository.publish_model(spec, network.state_dict(), exported=onnx, replace=True)
     cut = repository.load_model("resnet50").cut(LAYER)
     with torch.no_grad():
         activations = cut.positions(cut.trunk(torch.randn(4, 3, 224, 224))).flatten(0, 1)
@@ -49,10 +54,21 @@ def publish(root: Path) -> Repository:
 
 
 @contextmanager
-def repository() -> Iterator[tuple[Path, Repository]]:
-    """Publish into a temporary folder."""
+def repository(*, exported: bool = False) -> Iterator[tuple[Path, Repository]]:
+    """Publish into a temporary folder; see ``publish``."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder), publish(Path(folder))
+        yield Path(folder), publish(Path(folder), exported=exported)
+
+
+def engines(
+    repository: Repository, runtimes: Sequence[Runtime], device: torch.device | str = "cpu"
+) -> dict[str, Engine]:
+    """Return one engine a runtime, by what it says of itself; they share the network."""
+    model = repository.load_model("resnet50", device)
+    bank = repository.load(repository.resolve(REFERENCE))
+    cut = model.cut(LAYER)
+    trunks = [open_trunk(runtime, model, cut) for runtime in runtimes]
+    return {trunk.description: Engine(model, bank, cut, trunk) for trunk in trunks}
 
 
 def request() -> EngineRequest:

@@ -101,7 +101,7 @@ class Engine:
                 f"bank {bank.reference} has {bank.channels} channels, its layer has {self.cut.layout.channels}"
             )
         self.codec = bank.codec().to(model.device)
-        self._trunk = trunk or open_trunk(Runtime(), model, self.cut)
+        self.trunk = trunk or open_trunk(Runtime(), model, self.cut)
 
     @property
     def memory(self) -> Memory:
@@ -109,7 +109,7 @@ class Engine:
         network = self.model.module
         model = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
         bank = sum(value.nbytes for value in vars(self.codec).values() if isinstance(value, Tensor))
-        return Memory(model, self._trunk.bytes, bank)
+        return Memory(model, self.trunk.bytes, bank)
 
     def warm_up(self, rows: int = 1) -> None:
         """Explain so many black images, so that the first request finds memory and kernels ready."""
@@ -166,7 +166,7 @@ class Engine:
         listed = answers.listing(findings, [request.options for request in requests], self.cut.layout, views.shape[1:3])
         explained = [
             error
-            or answers.explanation(self.model.spec, self.bank, self._trunk.description, listed, row, request.options)
+            or answers.explanation(self.model.spec, self.bank, self.trunk.description, listed, row, request.options)
             for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
         ]
         return _timed(explained, clock)
@@ -218,14 +218,14 @@ class Engine:
         answered = [
             error
             or intervention.misplaced(bank, spec, request, targets[row])
-            or intervention.answer(spec, bank, self._trunk.description, before[row], after[row], targets[row])
+            or intervention.answer(spec, bank, self.trunk.description, before[row], after[row], targets[row])
             for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
         ]
         return _timed(answered, clock)
 
     def _encode(self, views: NDArray[np.uint8], wanted: Sequence[int | None], clock: _Stopwatch) -> _Encoded:
         """Run trunk and head, settle the targets (None: the predicted class), and compute the codes."""
-        a = self._trunk(self.model.inputs(views))
+        a = self.trunk(self.model.inputs(views))
         clock.lap("trunk")
         logits, gradient_of = self.cut.head_forward(a)
         targets, errors = self._targets(logits, wanted)

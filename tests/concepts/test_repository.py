@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -489,3 +492,63 @@ def test_real_weights_without_batch_counters_are_published(root: Path) -> None:
     repository = Repository(root)
     spec = repository.publish_model(ModelSpec("r20", "demo.cifar:resnet20", PREPROCESSING, CLASS_NAMES, ""), stored)
     assert repository.load_model("r20").spec == spec
+
+
+def onnx_file(size: int = 8, classes: int = 2) -> bytes:
+    """Write a classifier as another framework would: images in, one fully connected layer, softmax out."""
+    weight = numpy_helper.from_array(np.full((3, classes), 0.5, np.float32), "w")
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["pooled"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["pooled", "w"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["y"], axis=1),
+    ]
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, size, size])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", classes])
+    graph = helper.make_graph(nodes, "g", [image], [answer], [weight])
+    opset = helper.make_opsetid("", 13)
+    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
+
+
+ONNX_SPEC = ModelSpec("imported", "onnx", Preprocessing(8, 8), ("cat", "dog"), "")
+
+
+def test_an_onnx_file_is_a_model_like_any_other(repository: Repository, root: Path) -> None:
+    content = onnx_file()
+    spec = repository.publish_model(ONNX_SPEC, content)
+    assert spec.weights_digest == hashlib.sha256(content).hexdigest()
+    assert repository.models() == ["imported", "net"]
+    model = repository.load_model("imported")
+    assert model.onnx is not None
+    assert model.onnx() == content
+    assert [layer.name for layer in model.layers()] == ["pooled", "logits"]
+    file = next((root / "models" / "imported").glob("*.onnx"))
+    file.write_bytes(content[:-1])
+    with pytest.raises(CorruptData, match="has digest"):
+        repository.load_model("imported")
+    file.unlink()
+    with pytest.raises(CorruptData, match="missing"):
+        repository.load_model("imported")
+
+
+def test_an_onnx_file_that_does_not_fit_is_refused(repository: Repository) -> None:
+    with pytest.raises(InvalidModel, match=r"takes images of 3×16×16 .*makes 3×8×8"):
+        repository.publish_model(ONNX_SPEC, onnx_file(size=16))
+    with pytest.raises(InvalidModel, match="5 outputs but 2 class names"):
+        repository.publish_model(ONNX_SPEC, onnx_file(classes=5))
+    with pytest.raises(InvalidModel):
+        repository.publish_model(ONNX_SPEC, b"not an ONNX file")
+    assert repository.models() == ["net"]
+
+
+def test_an_exported_file_is_read_when_it_is_needed_and_checked(repository: Repository, root: Path) -> None:
+    exported = (onnx_file(), {"layer3": "pooled"})
+    spec = repository.publish_model(SPEC, weights(), exported=exported, replace=True)
+    assert repository.model_spec("net") == spec
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    assert spec.weights_digest == repository.publish_model(SPEC, weights(), replace=True).weights_digest
+    repository.publish_model(SPEC, weights(), exported=exported, replace=True)
+    next((root / "models" / "net").glob("*.onnx")).write_bytes(b"other")
+    model = repository.load_model("net")
+    assert model.onnx is not None
+    with pytest.raises(CorruptData, match="has digest"):
+        model.onnx()

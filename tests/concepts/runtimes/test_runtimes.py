@@ -125,7 +125,7 @@ def test_the_same_answer_alone_and_in_any_batch(
 def test_trunks_answer_in_float32_and_leave_their_input_alone(
     engines: dict[str, dict[str, Engine]], exported: Model, views: NDArray[np.uint8], name: str
 ) -> None:
-    trunk = engines["layer3"][name]._trunk
+    trunk = engines["layer3"][name].trunk
     x = exported.inputs(views[:3])
     before = x.clone()
     one, two = trunk(x), trunk(x)
@@ -144,7 +144,7 @@ def test_memory_counts_what_each_runtime_holds(engines: dict[str, dict[str, Engi
         assert memory.model == weights
         assert memory.bank > sum(t.nbytes for t in engine.bank.tensors.values())
         # Folded convolutions are the trunk's own; half precision halves them.
-        low, high = (0.9, 1.5) if engine._trunk.description.endswith("float32") else (0.4, 0.6)
+        low, high = (0.9, 1.5) if engine.trunk.description.endswith("float32") else (0.4, 0.6)
         assert low < memory.trunk / weights < high, name
 
 
