@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, inliner
 from onnx.helper import make_graph, make_model, make_tensor_value_info
 
@@ -21,6 +20,8 @@ from concepts.onnx_model.operators import OPERATORS
 
 OPSETS = range(9, 27)
 """Versions of ONNX's operators that are understood."""
+
+_DAMAGED = "this is not an ONNX file, or it is damaged; export or copy it again"
 
 _CHANNELS = (1, 3, 6)
 """How many channels images may have: grey, RGB, RGB with its inverse."""
@@ -64,13 +65,14 @@ class OnnxFile:
         model = _read(content)
         image = _image_input(model.graph)
         layout, channels, height, width = _image_axes(image)
-        output = model.graph.output[0].name
         model = _extract(model, image, [_output_info(model.graph)])
         _check_operators(model)
-        output, stripped = _strip_softmax(model, output)
-        if image.type.tensor_type.shape.dim[0].HasField("dim_value"):
+        stripped = _strip_softmax(model)
+        if stripped is not None:
+            model = _extract(model, image, model.graph.output)
+        if image.type.tensor_type.shape.dim[0].dim_value == 1:
             free_batch_axis(model)
-        return cls(model, image.name, output, layout, channels, height, width, stripped)
+        return cls(model, image.name, model.graph.output[0].name, layout, channels, height, width, stripped)
 
     def truncated(self, values: Sequence[str]) -> bytes:
         """Return a model from the images to some of the values, with only what they need, for ONNX Runtime.
@@ -100,10 +102,15 @@ def _read(content: bytes) -> ModelProto:
     """Return the bytes as a model that ONNX itself finds nothing wrong with, its own functions written out."""
     try:
         model = onnx.load_model_from_string(content)
-    except DecodeError as error:
-        raise InvalidModel("this is not an ONNX file, or it is damaged; export or copy it again") from error
+    except Exception as error:  # of protobuf, which is ONNX's affair
+        raise InvalidModel(_DAMAGED) from error
+    if not model.graph.output:
+        raise InvalidModel(_DAMAGED)
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
-        raise InvalidModel("the ONNX file keeps weights in other files; export it with its weights inside")
+        raise InvalidModel(
+            "the ONNX file keeps weights in other files; export it with its weights inside "
+            "(external_data=False in torch.onnx.export)"
+        )
     opset = _opset(model)
     if opset not in OPSETS:
         raise InvalidModel(
@@ -147,7 +154,7 @@ def _image_input(graph: GraphProto) -> ValueInfoProto:
     if tensor.elem_type != TensorProto.FLOAT or len(tensor.shape.dim) != 4:
         kind = TensorProto.DataType.Name(tensor.elem_type).lower()
         raise InvalidModel(
-            f"input {inputs[0].name!r} has {len(tensor.shape.dim)} axes of {kind}; "
+            f"input {inputs[0].name!r} is {len(tensor.shape.dim)}-D {kind}; "
             "export the model with float32 images [N, C, H, W] or [N, H, W, C]"
         )
     return inputs[0]
@@ -155,13 +162,13 @@ def _image_input(graph: GraphProto) -> ValueInfoProto:
 
 def _image_axes(image: ValueInfoProto) -> tuple[Literal["nchw", "nhwc"], int, int | None, int | None]:
     """Return layout, channels, height and width, and refuse a batch axis of a fixed length other than one."""
-    batch, *sizes = (d.dim_value if d.HasField("dim_value") else None for d in image.type.tensor_type.shape.dim)
+    batch, *sizes = (axis.dim_value if axis.dim_value > 0 else None for axis in image.type.tensor_type.shape.dim)
     if batch is not None and batch != 1:
         raise InvalidModel(f"the ONNX file takes batches of {batch} alone; export it with a dynamic batch axis")
     first, second, third = sizes
-    if first is not None and first in _CHANNELS:
+    if first in _CHANNELS:
         return "nchw", first, second, third
-    if third is not None and third in _CHANNELS:
+    if third in _CHANNELS:
         return "nhwc", third, first, second
     shape = ", ".join("?" if size is None else str(size) for size in (batch, *sizes))
     raise InvalidModel(
@@ -178,7 +185,7 @@ def _output_info(graph: GraphProto) -> ValueInfoProto:
     if rank != 2 or tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16):
         kind = TensorProto.DataType.Name(tensor.elem_type).lower()
         raise InvalidModel(
-            f"output {output.name!r} has {rank} axes of {kind} where logits [N, n_classes] are needed; "
+            f"output {output.name!r} is {rank}-D {kind} where logits [N, n_classes] are needed; "
             "export the model so that its first output is that, e.g. flattened"
         )
     return output
@@ -223,35 +230,38 @@ def _check_operators(model: ModelProto) -> None:
         )
 
 
-def _strip_softmax(model: ModelProto, output: str) -> tuple[str, str | None]:
-    """Take a softmax over the classes off the end; return the output's name and what was taken off."""
+def _strip_softmax(model: ModelProto) -> str | None:
+    """Take a softmax over the classes off the end; return its name, or None if there is none."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    after: NodeProto | None = None
-    node = makers.get(output)
+    after: list[NodeProto] = []
+    node = makers.get(model.graph.output[0].name)
     while node is not None and node.op_type in _AFTER_SOFTMAX:
-        after, node = node, makers.get(node.input[0])
-    if node is None or node.op_type not in ("Softmax", "LogSoftmax") or not _over_classes(model, node, after):
-        return output, None
-    if after is not None:
-        after.input[0] = node.input[0]
+        after.append(node)
+        node = makers.get(node.input[0])
+    if node is None or node.op_type not in ("Softmax", "LogSoftmax"):
+        return None
+    reshaped = any(other.op_type not in ("Identity", "Cast") for other in after)
+    if not _over_classes(node, _shape(model, node.output[0]) if reshaped else [0, 0], _opset(model)):
+        return None
+    if after:
+        after[-1].input[0] = node.input[0]
     else:
-        output = model.graph.output[0].name = node.input[0]
-    stripped = node.op_type
-    model.graph.node.remove(node)
-    return output, stripped
+        model.graph.output[0].name = node.input[0]
+    return node.op_type
 
 
-def _over_classes(model: ModelProto, softmax: NodeProto, after: NodeProto | None) -> bool:
-    """Whether a softmax runs over the one axis that holds the classes."""
-    if after is None or after.op_type in ("Identity", "Cast"):
-        shape: list[int] = [0, 0]
-    else:
-        inferred = onnx.shape_inference.infer_shapes(model).graph
-        infos = {value.name: value.type.tensor_type for value in inferred.value_info}
-        shape = [d.dim_value for d in infos[softmax.output[0]].shape.dim] if softmax.output[0] in infos else []
+def _over_classes(softmax: NodeProto, shape: Sequence[int], opset: int) -> bool:
+    """Whether a softmax runs over the one axis that is neither the batch nor of length 1."""
     axes = [attribute.i for attribute in softmax.attribute if attribute.name == "axis"]
-    axis = axes[0] if axes else (1 if _opset(model) < 13 else -1)
-    if not -len(shape) <= axis < len(shape):
+    axis = axes[0] if axes else (1 if opset < 13 else -1)
+    if not shape:
         return False
     others = [size for i, size in enumerate(shape) if i not in (0, axis % len(shape))]
     return axis % len(shape) > 0 and all(size == 1 for size in others)
+
+
+def _shape(model: ModelProto, name: str) -> list[int]:
+    """Return a value's shape with zeros where it is open, or nothing if it cannot be told."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {value.name: value.type.tensor_type.shape for value in inferred.value_info}
+    return [axis.dim_value for axis in shapes[name].dim] if name in shapes else []

@@ -204,7 +204,7 @@ def _fold(file: OnnxFile) -> tuple[list[NodeProto], dict[str, Tensor]]:
 def _steps(nodes: Sequence[NodeProto], constants: Mapping[str, Tensor], output: str, opset: int) -> list[_Step]:
     """Return what is to be run, in order."""
     last_use = {name: index for index, node in enumerate(nodes) for name in (*node.output, *node.input)}
-    del last_use[output]
+    last_use.pop(output, None)  # to be kept
     steps = []
     for index, node in enumerate(nodes):
         unknown = [name for name in node.output[1:] if last_use.get(name, index) > index]
