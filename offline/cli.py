@@ -16,12 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from concepts import devices
+from concepts import model as models
 from concepts.architectures import TRUSTED_PACKAGES
 from concepts.errors import CorruptData, InvalidInput, InvalidModel, WhenceError
 from concepts.repository import Repository
 from offline import tables
+from offline.export import Export, export
 from offline.options import option_of
-from offline.registration import Request, complete
+from offline.registration import Candidate, Request, complete
 from offline.trainers import Trainer, trainers
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -65,7 +67,11 @@ def _fail(message: str, cause: Exception) -> None:
 def _open(root: str, trust: list[str] | None = None) -> Repository:
     if "://" in root:
         raise InvalidInput(f"--repository {root!r} must be a folder: this version reads and writes no other storage")
-    return Repository(root, trusted=(*TRUSTED_PACKAGES, *(trust or ())))
+    return Repository(root, trusted=_trusted(trust))
+
+
+def _trusted(trust: list[str] | None) -> tuple[str, ...]:
+    return (*TRUSTED_PACKAGES, *(trust or ()))
 
 
 def _add_trainer(trainer: Trainer) -> None:
@@ -108,8 +114,8 @@ def add_model(
     architecture: Annotated[
         str | None,
         typer.Option(
-            help="torchvision:NAME, bcos:NAME or package.module:factory; not needed where --weights are torchvision's, "
-            "under the name of their file."
+            help="torchvision:NAME, bcos:NAME, package.module:factory, or an .onnx file; not needed where --weights "
+            "are torchvision's, under the name of their file."
         ),
     ] = None,
     weights: Annotated[
@@ -160,6 +166,10 @@ def add_model(
         typer.Option("--bgr/--rgb", help="Reverse the channels; --mean and --std are in that order then, too."),
     ] = None,
     options: Annotated[str, typer.Option(help="JSON object of arguments of the factory.")] = "{}",
+    onnx: Annotated[
+        bool,
+        typer.Option("--onnx", help="Export it to ONNX, too, and check that: it can be served by ONNX Runtime then."),
+    ] = False,
     replace: Annotated[bool, typer.Option(help="Replace a model of that name; its banks are refused then.")] = False,
     trust: Trust = None,
 ) -> None:
@@ -186,9 +196,18 @@ def add_model(
         names = None if classes is None else _class_names(classes)
         request = Request(name, architecture, weights, like, names, _json_object(options), given)
         candidate = complete(request)
-        spec = files.publish_model(candidate.spec, candidate.weights, replace=replace)
+        exported = _exported(candidate, trust) if onnx else None
+        spec = files.publish_model(candidate.spec, candidate.weights, exported=exported, replace=replace)
         _print(tables.model(spec, candidate.source))
         typer.echo(f"to see where it can be cut: whence-bank layers {spec.name}")
+
+
+def _exported(candidate: Candidate, trust: list[str] | None) -> Export:
+    """Export a model before it is published: what cannot be exported is not."""
+    if isinstance(candidate.weights, bytes):
+        raise InvalidInput("an ONNX file needs no --onnx: it can be served by either runtime as it is")
+    typer.echo("exporting to ONNX, and comparing …", err=True)
+    return export(models.build(candidate.spec, candidate.weights, trusted=_trusted(trust)))
 
 
 @app.command("models")

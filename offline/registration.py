@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from concepts.errors import InvalidInput
-from concepts.model import ModelSpec
+from concepts.model import ONNX, ModelSpec
+from concepts.onnx_model.file import OnnxFile
 from concepts.preprocessing import Preprocessing
 from offline import presets
 from offline.presets import Preset
@@ -37,7 +38,8 @@ class Candidate(NamedTuple):
     """A model that is ready to be published."""
 
     spec: ModelSpec
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor] | bytes
+    """State dictionary, or an ONNX file."""
     source: str
     """Where its preset comes from, for people; empty without one."""
 
@@ -52,6 +54,8 @@ def complete(request: Request) -> Candidate:
     InvalidModel
         If the architecture is unknown, or the preprocessing makes no sense.
     """
+    if (file := _onnx_file(request)) is not None:
+        return _of_onnx(request, file)
     architecture = request.architecture or presets.architecture_of(request.weights or "") or ""
     preset = presets.find(architecture, request.weights, request.like)
     options, class_names = _outputs(request, preset)
@@ -63,6 +67,29 @@ def complete(request: Request) -> Candidate:
     )
     spec = ModelSpec(request.name, architecture, _preprocessing(request, preset), class_names, "", options)
     return Candidate(spec, _weights(request.weights, architecture, preset), _source(request, preset))
+
+
+def _onnx_file(request: Request) -> Path | None:
+    """Return the ONNX file that is the model, whichever option names it."""
+    named = [Path(text) for text in (request.architecture, request.weights) if text and text.endswith(".onnx")]
+    return named[0] if named else None
+
+
+def _of_onnx(request: Request, path: Path) -> Candidate:
+    """Complete a model that is an ONNX file: it tells its input's size and layout, but not its range of values."""
+    if request.options or request.like is not None:
+        raise InvalidInput("an ONNX file takes no --options and no --like")
+    if not path.is_file():
+        raise InvalidInput(f"there is no ONNX file {path}")
+    content = path.read_bytes()
+    file = OnnxFile.parse(content)
+    known = {"height": file.height, "width": file.width, "inverse": file.channels == 6}
+    given = {**{name: value for name, value in known.items() if value is not None}, **request.preprocessing}
+    _require(architecture="an ONNX file", classes=request.class_names, size="height" in given and "width" in given)
+    ending = f", its {file.stripped} taken off" if file.stripped else ""
+    source = f"the file: {file.layout.upper()} input, opset {file.opset}{ending}"
+    spec = ModelSpec(request.name, ONNX, Preprocessing(**given), request.class_names or (), "")
+    return Candidate(spec, content, source)
 
 
 def _require(**found: Any) -> None:

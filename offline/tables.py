@@ -84,6 +84,7 @@ def model(spec: ModelSpec, source: str) -> Table:
         "architecture": spec.architecture,
         "options": json.dumps(dict(spec.options)) if spec.options else "",
         "weights": spec.weights_digest,
+        "exported": f"ONNX file {spec.exported.digest}, {len(spec.exported.values)} layers" if spec.exported else "",
         "input": f"{view.height}×{view.width} pixels, {view.channels} channels",
         "preprocessing": _in_words(view),
         "classes": first,

@@ -64,3 +64,10 @@ def raises() -> nn.Module:
 
 def not_a_module() -> Tensor:
     return torch.zeros(2)
+
+
+class Moody(Pooled):
+    """Does one thing or another, by what it sees: no one graph has both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if float(x.detach().mean()) > 0 else -x)

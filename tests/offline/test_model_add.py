@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +20,8 @@ from concepts.architectures import build
 from concepts.preprocessing import Preprocessing
 from concepts.repository import Repository
 from demo.cifar import CLASS_NAMES
+from demo.models import MODELS
+from demo.onnx_classifier import keras_style
 from tests.offline import networks
 from tests.offline.test_cli import refused, run
 from tests.offline.worlds import cifar
@@ -239,3 +243,70 @@ def test_the_description_is_what_was_printed(tmp_path, files):
     stored = json.loads((tmp_path / "models" / "m" / "model.json").read_text())
     assert Preprocessing.from_json(stored["preprocessing"]) == spec(tmp_path).preprocessing
     assert stored["preprocessing"]["bgr"] is False
+
+
+@pytest.fixture(scope="module")
+def keras(tmp_path_factory) -> Path:
+    """The demo's network as another framework would have written it: NHWC, softmax at the end."""
+    path = tmp_path_factory.mktemp("onnx") / "classifier.onnx"
+    path.write_bytes(keras_style(MODELS["cnn"].load()))
+    return path
+
+
+WORLD = ("--classes", ",".join(MODELS["cnn"].class_names), "--mean", "0.5", "--std", "0.25")
+
+
+def test_an_onnx_file_tells_its_input(tmp_path, keras):
+    out = add(tmp_path, "--architecture", keras, *WORLD)
+    found = spec(tmp_path)
+    assert (found.architecture, found.weights_digest) == ("onnx", hashlib.sha256(keras.read_bytes()).hexdigest())
+    assert found.preprocessing == MODELS["cnn"].preprocessing
+    assert "64×64 pixels, 3 channels" in out
+    assert "the file: NHWC input, opset" in out
+    assert "its Softmax taken off" in out
+    layers = run("layers", "m", "--repository", tmp_path)[1]
+    assert re.search(r"cnn_stage3_1_Relu_0 +│ +96×16×16 +│ +96 +│ +16×16 .* yes +│ affine", layers)
+
+
+def test_an_onnx_file_may_be_named_as_the_weights(tmp_path, keras):
+    add(tmp_path, "--weights", keras, *WORLD)
+    assert spec(tmp_path).architecture == "onnx"
+
+
+def test_onnx_files_that_cannot_be_models(tmp_path, keras):
+    at = ("model", "add", "m", "--repository", tmp_path)
+    assert "give --classes" in refused(*at, "--architecture", keras)
+    assert "15 outputs but 2 class names" in refused(*at, "--architecture", keras, "--classes", "a,b")
+    assert "takes images of 3×64×64" in refused(*at, "--architecture", keras, *WORLD, "--size", 32)
+    assert "no ONNX file" in refused(*at, "--architecture", tmp_path / "none.onnx", *WORLD)
+    assert "takes no --options" in refused(*at, "--architecture", keras, *WORLD, "--options", '{"a": 1}')
+    assert "needs no --onnx" in refused(*at, "--architecture", keras, *WORLD, "--onnx")
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(keras.read_bytes()[:5000])
+    assert "damaged" in refused(*at, "--architecture", damaged, *WORLD)
+    model = onnx.load(keras)
+    model.graph.node[1].op_type = "Frobnicate"
+    unknown = tmp_path / "unknown.onnx"
+    unknown.write_bytes(model.SerializeToString())
+    assert "Frobnicate" in refused(*at, "--architecture", unknown, *WORLD)
+    assert Repository(tmp_path).models() == []
+
+
+def test_a_network_can_be_exported_when_it_is_added(tmp_path, files):
+    own = ("--architecture", "tests.offline.networks:Pooled", "--options", '{"num_classes": 2}', "--size", 16)
+    out = add(
+        tmp_path, *own, "--weights", files / "pooled.safetensors", "--classes", "a,b", "--onnx",
+        "--trust", "tests.offline.networks",
+    )  # fmt: skip
+    found = spec(tmp_path)
+    assert set(found.exported.values) == {"layer", "head"}
+    assert f"ONNX file {found.exported.digest}, 2 layers" in out
+
+
+def test_a_network_that_cannot_be_exported_is_not_added(tmp_path, files):
+    own = ("--architecture", "tests.offline.networks:Moody", "--options", '{"num_classes": 2}', "--size", 16)
+    common = (*own, "--weights", files / "pooled.safetensors", "--classes", "a,b", "--trust", "tests.offline.networks")
+    at = ("model", "add", "m", "--repository", tmp_path)
+    assert "add it without --onnx" in refused(*at, *common, "--onnx")
+    assert Repository(tmp_path).models() == []
+    assert run(*at, *common)[0] == 0
