@@ -88,6 +88,7 @@ def test_weights_that_are_listed_as_inputs_are_none() -> None:
         old.graph.input.append(make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     file, x = OnnxFile.parse(old.SerializeToString()), noise(2, 3, 8, 8)
     assert file.input_name == "image"
+    onnx.checker.check_model(file.model)
     torch.testing.assert_close(OnnxNetwork(file)(x), reference(old.SerializeToString(), x)[0])
 
 

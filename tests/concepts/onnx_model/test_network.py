@@ -129,6 +129,14 @@ def test_a_class_token_and_booleans() -> None:
         torch.testing.assert_close(cut.head(cut.trunk(x)), ours(x))
 
 
+def test_single_numbers_stay_where_they_can_be_read() -> None:
+    body = CNN.replace("f = Flatten (p)", "s = Mul (p, factor) k = Clip (s, low, ) f = Flatten (k)")
+    given = {"factor": np.float32(3), "low": np.array([0.1], np.float32)}
+    ours, x = network(body, **given), noise(2, 3, 8, 8)
+    torch.testing.assert_close(ours(x), reference(content(body, **given), x)[0])
+    assert not any(name.startswith(("s.", "k.")) for name in ours.state_dict())
+
+
 def test_what_never_changes_is_computed_once() -> None:
     body = "g = Neg (filters) h = Transpose <perm=[1, 0]> (columns)" + CNN.replace("filters", "g").replace(
         "Gemm <transB=1> (f, classes, constant)", "MatMul (f, h)"
@@ -307,6 +315,15 @@ def test_exported_networks(export: tuple[str, str, int, str]) -> None:
         torch.testing.assert_close(cut.head(a), logits, **close)
         (same,) = reference(file.truncated([ours.value_name(layer.name)]), x)
         torch.testing.assert_close(same, a, rtol=0, atol=1e-4 * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("export", EXPORTS, ids=lambda export: "-".join(map(str, export)))
+def test_networks_go_to_another_device_as_a_whole(export: tuple[str, str, int, str]) -> None:
+    """To one that holds no numbers: reading one there fails, as does joining what is there with what is not."""
+    ours = OnnxNetwork(OnnxFile.parse(exported(*export))).to("meta")
+    logits = ours(torch.empty(3, 3, SIDE[export[0]], SIDE[export[0]], device="meta"))
+    assert logits.is_meta
+    assert logits.shape == (3, 10)
 
 
 def test_layers_are_those_of_the_network_in_torch() -> None:

@@ -404,6 +404,22 @@ def test_gradients_are_those_of_finite_differences(given: Case) -> None:
     assert torch.autograd.gradcheck(lambda x: run(x, *inputs[1:]), inputs[0].requires_grad_(), fast_mode=True)
 
 
+READ_AS_NUMBERS = {"Clip", "Resize", "Upsample"}
+"""Operators whose inputs but the first are read, and so must be on the CPU."""
+
+
+@pytest.mark.parametrize("given", [c for c in CASES if differentiable(c.values[0])])
+def test_whole_numbers_and_masks_may_stay_on_the_cpu(given: Case) -> None:
+    """On a device that holds no numbers, none can be read, and whatever is left on the CPU shows."""
+    inputs = tensors(given)
+    for position, x in enumerate(inputs):
+        number = x is None or x.ndim == 0 or (position > 0 and given.op in READ_AS_NUMBERS)
+        if x is not None and x.dtype == torch.float32 and not number:
+            inputs[position] = x.to("meta")
+    answer = given.ours()(*inputs)
+    assert all(part.is_meta for part in ((answer,) if isinstance(answer, Tensor) else answer))
+
+
 def test_every_operator_is_compared() -> None:
     assert {c.values[0].op for c in CASES} | NOT_COMPARED == set(OPERATORS)
 
