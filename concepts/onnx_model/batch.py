@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.helper import make_node
+
+from concepts.onnx_model.inference import value_infos
 
 _FREE = "batch"
 
@@ -48,10 +49,9 @@ def free_batch_axis(model: ModelProto) -> None:
 
 def _ranks(model: ModelProto) -> dict[str, int]:
     """Return the number of axes of the values whose first axis has length 1."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    for value in graph.value_info:
-        shapes[value.name] = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for name, info in value_infos(model).items():
+        shapes[name] = [axis.dim_value for axis in info.type.tensor_type.shape.dim]
     return {name: len(shape) for name, shape in shapes.items() if shape and shape[0] == 1}
 
 

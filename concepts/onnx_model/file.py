@@ -16,6 +16,7 @@ from onnx.helper import make_graph, make_model, make_tensor_value_info
 
 from concepts.errors import InvalidModel
 from concepts.onnx_model.batch import free_batch_axis
+from concepts.onnx_model.inference import value_infos
 from concepts.onnx_model.operators import OPERATORS
 
 OPSETS = range(9, 27)
@@ -91,8 +92,7 @@ class OnnxFile:
         unknown = [name for name in values if name not in known]
         if unknown:
             raise InvalidModel(f"the ONNX file has no values {', '.join(map(repr, unknown))}")
-        graph = onnx.shape_inference.infer_shapes(self.model).graph
-        infos = {info.name: info for info in (*graph.value_info, *graph.output)}
+        infos = value_infos(self.model)
         # A value whose shape nobody can tell is taken for one of floating-point numbers: ONNX Runtime finds out.
         outputs = [infos.get(name) or make_tensor_value_info(name, TensorProto.FLOAT, None) for name in values]
         return _extract(self.model, self.model.graph.input[0], outputs).SerializeToString()
@@ -117,7 +117,7 @@ def _read(content: bytes) -> ModelProto:
             f"the ONNX file has opset {opset}; export it with one from {OPSETS[0]} to {OPSETS[-1]}, such as 18"
         )
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(content)
         model = inliner.inline_local_functions(model) if model.functions else model
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -211,10 +211,8 @@ def _extract(model: ModelProto, image: ValueInfoProto, outputs: Iterable[ValueIn
         ],
     )
     # Since version 4 of the format, weights need not be inputs as well.
-    extracted = make_model(graph, ir_version=max(model.ir_version, 4))
-    del extracted.opset_import[:]
-    extracted.opset_import.extend(entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    return extracted
+    opsets = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    return make_model(graph, opset_imports=opsets, ir_version=max(model.ir_version, 4))
 
 
 def _check_operators(model: ModelProto) -> None:
@@ -262,6 +260,5 @@ def _over_classes(softmax: NodeProto, shape: Sequence[int], opset: int) -> bool:
 
 def _shape(model: ModelProto, name: str) -> list[int]:
     """Return a value's shape with zeros where it is open, or nothing if it cannot be told."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {value.name: value.type.tensor_type.shape for value in inferred.value_info}
-    return [axis.dim_value for axis in shapes[name].dim] if name in shapes else []
+    info = value_infos(model).get(name)
+    return [] if info is None else [axis.dim_value for axis in info.type.tensor_type.shape.dim]

@@ -156,7 +156,7 @@ def _batch_indices(indices: Tensor, batch_dims: int) -> list[Tensor]:
 def _scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
     refuse_unless(reduction in ("none", "add"), f"ScatterND with reduction {reduction!r}")
     x, updates = together(x, updates)
-    return x.index_put(indices.to(x.device).unbind(-1), updates, accumulate=reduction == "add")
+    return x.index_put(indices.to(x.device).unbind(-1), updates.to(x.dtype), accumulate=reduction == "add")
 
 
 def _pad(
