@@ -93,8 +93,7 @@ class Cut:
         self.shape = tuple(activation.shape[1:])
         self.non_negative = bool((activation >= 0).all())
         self._nothing = torch.zeros_like(activation[:1])
-        with torch.no_grad():
-            constant = self.head(self._nothing)[0].float()
+        constant = _constant(self, self._nothing)
         self.n_classes = len(constant)
         self.facts = HeadFacts(_head_form(self, activation, constant), constant)
 
@@ -252,9 +251,7 @@ def layers(module: nn.Module, example: Tensor) -> list[CutLayer]:
         if _leak(cut, survey, a) is not None:
             continue
         if form != "general":  # what comes before a general head is general
-            with torch.no_grad():
-                constant = cut.head(torch.zeros_like(a[:1]))[0].float()
-            form = _head_form(cut, a, constant)
+            form = _head_form(cut, a, _constant(cut, torch.zeros_like(a[:1])))
         after = survey.flow.parameters_after(name) if survey.flow is not None else 0
         layout = layout_of(a, *example.shape[-2:])
         found.append(CutLayer(name, layout, tuple(a.shape[1:]), bool((a >= 0).all()), form, total - after, after))
@@ -369,11 +366,18 @@ def _probe(survey: _Survey, layer: str) -> Cut:
     return probe
 
 
+@torch.no_grad()
+def _constant(cut: Cut, nothing: Tensor) -> Tensor:
+    """Return h(0); zero where the head has no finite answer to nothing, as those that divide by a norm may not."""
+    return cut.head(nothing)[0].float().nan_to_num(0.0, 0.0, 0.0)
+
+
 def _head_form(cut: Cut, activation: Tensor, constant: Tensor) -> HeadForm:
     """Find out whether the head is affine or dynamic linear, by asking it."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(activation.shape, generator=generator).to(activation) * activation.std()
-    probes = torch.cat([activation, -activation, 2 * activation + noise, noise])
+    # Large ones, too: what saturates or bends shows only there.
+    probes = torch.cat([activation, -activation, 100 * activation + noise, noise])
     targets = torch.randint(len(constant), (1,), generator=generator).expand(len(probes)).to(probes.device)
     logits, gradient_of = cut._differentiated(probes)
     gradient = gradient_of(targets)

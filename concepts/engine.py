@@ -100,6 +100,11 @@ class Engine:
             raise InvalidInput(
                 f"bank {bank.reference} has {bank.channels} channels, its layer has {self.cut.layout.channels}"
             )
+        strange = [c.class_index for c in bank.concepts if (c.class_index or 0) >= len(model.spec.class_names)]
+        if strange:
+            raise InvalidInput(
+                f"bank {bank.reference} has concepts of class {strange[0]}, which its model does not have"
+            )
         self.codec = bank.codec().to(model.device)
         self.trunk = trunk or open_trunk(Runtime(), model, self.cut)
 

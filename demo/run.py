@@ -22,6 +22,7 @@ from concepts.repository import Repository
 from demo.attributes import CLASS_NAMES
 from demo.folder import write_folder
 from demo.models import MODELS
+from demo.onnx_classifier import keras_style
 from demo.page import Shown, write_page
 from demo.serving import serving
 
@@ -50,6 +51,7 @@ def main() -> None:
     training = write_folder(out / "images", "train", arguments.training_images)
     held_out = write_folder(out / "images", "heldout", arguments.held_out_images)
     (out / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))
+    (out / "classifier.onnx").write_bytes(keras_style(MODELS["cnn"].load()))  # for the README's user to add
     repository = out / "repository"
     publish_models(repository)
     refusals = {name: train(name, training, held_out, repository) for name in MODELS}

@@ -294,6 +294,21 @@ def test_the_gradient_of_an_affine_head_is_its_matrix(model: Model, views: NDArr
     torch.testing.assert_close(gradient[0, :, 0, 0], model.module.linear.weight[5] / 64)  # type: ignore[union-attr, index]
 
 
+def test_a_head_without_an_answer_to_nothing_has_no_constant() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pooled = self.conv(x).mean((2, 3))
+            return self.fc(pooled / pooled.norm(dim=1, keepdim=True))
+
+    facts = Cut(Normed().eval(), "conv", noise(2, 8)).facts
+    assert facts.form == "general"
+    assert facts.constant.tolist() == [0.0, 0.0]
+
+
 def test_a_layer_that_runs_twice_or_never() -> None:
     class Awkward(nn.Module):
         def __init__(self) -> None:

@@ -551,6 +551,12 @@ def test_a_bank_that_is_not_of_this_model(model: Model, bank: Bank) -> None:
         Engine(model, replace(bank, channels=32, tensors={"dictionary": torch.rand(len(bank.concepts), 32)}))
 
 
+def test_a_bank_with_concepts_of_classes_that_do_not_exist(model: Model, bank: Bank) -> None:
+    concepts = tuple(replace(c, class_index=10) if c.class_index == 8 else c for c in bank.concepts)
+    with pytest.raises(InvalidInput, match="class 10, which its model does not have"):
+        Engine(model, replace(bank, concepts=concepts))
+
+
 def test_a_cut_can_be_shared(model: Model, bank: Bank, views: NDArray[np.uint8]) -> None:
     cut: Cut = model.cut("layer3")
     close(explain(Engine(model, bank, cut), views[:1], 1)[0], explain(Engine(model, bank), views[:1], 1)[0])

@@ -93,7 +93,7 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [line for line in lines if line.startswith(".venv/bin/") and "whence-serve" not in line]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for line in commands:
         done = subprocess.run(
             shlex.split(line),
@@ -104,7 +104,8 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    assert (clone / "why.png").stat().st_size > 10_000
+    for picture in ("why.png", "mine.png"):
+        assert (clone / picture).stat().st_size > 10_000
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:
