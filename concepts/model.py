@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from concepts import architectures
 from concepts.cut import Cut, CutLayer, layers, logits_of
@@ -151,7 +152,7 @@ class Model:
         logits = logits_of(self.module, self.example())
         self._check_classes(logits.shape[1])
         if not logits.isfinite().all():
-            raise InvalidModel(f"model {self.spec.name!r} answers noise with NaN or infinity: look at its weights")
+            raise InvalidModel(f"model {self.spec.name!r} answers an example with NaN or infinity: look at its weights")
 
     def cut(self, layer: str) -> Cut:
         """Cut the model at a layer; see ``Cut`` for what is checked and raised."""
@@ -170,11 +171,16 @@ class Model:
         return layers(self.module, self.example())
 
     def example(self) -> Tensor:
-        """Return two inputs of noise, always the same."""
+        """Return two inputs, always the same: smooth colours with some grain.
+
+        Plain noise is nothing that a network was made for: on it, rounding errors can grow beyond all bounds.
+        """
         size = self.spec.preprocessing
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randint(256, (2, size.height, size.width, 3), generator=generator, dtype=torch.uint8)
-        return self.inputs(noise)
+        coarse = 255 * torch.rand(2, 3, 4, 4, generator=generator)
+        smooth = functional.interpolate(coarse, (size.height, size.width), mode="bilinear")
+        grain = 16 * torch.randn(smooth.shape, generator=generator)
+        return self.inputs((smooth + grain).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
 
 
 def build_onnx(spec: ModelSpec, content: bytes, device: torch.device | str = "cpu") -> Model:
