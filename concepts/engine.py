@@ -273,7 +273,7 @@ class Engine:
             contributions=contributions,
             constant=cut.facts.constant[targets],
             head_form=cut.facts.form,
-            relative_error=None if reconstruction is None else _relative_error(a, reconstruction),
+            relative_error=None if reconstruction is None else _norm(a - reconstruction) / _norm(a).clamp_min(1e-12),
             kl=None if reconstructed is None else _kl(logits, reconstructed),
             top1_agrees=None if reconstructed is None else logits.argmax(1) == reconstructed.argmax(1),
             carried_share=carried,
@@ -317,10 +317,10 @@ class Engine:
             )
 
 
-def _relative_error(a: Tensor, reconstruction: Tensor) -> Tensor:
-    """Return ``‖a − â‖ / ‖a‖``, ``[B]``."""
-    relative: Tensor = (a - reconstruction).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1).clamp_min(1e-12)
-    return relative
+def _norm(a: Tensor) -> Tensor:
+    """Return the Euclidean norm of each image's activation, ``[B]``; flattening would copy channels-last ones."""
+    norm: Tensor = torch.linalg.vector_norm(a, dim=tuple(range(1, a.ndim)))
+    return norm
 
 
 def _kl(logits: Tensor, reconstructed: Tensor) -> Tensor:

@@ -286,7 +286,8 @@ def test_the_gradient_of_an_affine_head_is_its_matrix(model: Model, views: NDArr
     targets = torch.tensor([3, 1, 3, 9])
     matrix = model.module.linear.weight[targets]  # type: ignore[union-attr, index]
     for _ in range(2):  # computed, then remembered
-        logits, gradient = cut.head_gradient(a, targets)
+        with torch.no_grad():  # as callers may
+            logits, gradient = cut.head_gradient(a, targets)
         torch.testing.assert_close(gradient, (matrix / 64)[:, :, None, None].expand(-1, -1, 8, 8))
         torch.testing.assert_close(logits, model.module(model.inputs(views[:4])))
     gradient = cut.head_gradient(a, torch.tensor([5, 3, 0, 3]))[1]

@@ -98,10 +98,9 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     view = Preprocessing(SIZE, SIZE, inverse=case.architecture.startswith("bcos"))
     settle(module, view)
     names = tuple(f"class {index}" for index in range(CLASSES))
+    spec = ModelSpec("m", case.architecture, view, names, "", options)
     repository = Repository(tmp_path_factory.mktemp("zoo"))
-    spec = repository.publish_model(ModelSpec("m", case.architecture, view, names, "", options), module.state_dict())
-    exported = export(repository.load_model("m"))
-    repository.publish_model(spec, module.state_dict(), exported=exported, replace=True)
+    repository.publish_model(spec, module.state_dict(), exported=export(Model(spec, module, torch.device("cpu"))))
     return Subject(case, repository.load_model("m"), pictures(2))
 
 
@@ -157,7 +156,7 @@ def test_contributions_remainder_and_constant_add_up(subject: Subject) -> None:
             assert answer.contributions_total + answer.unexplained == pytest.approx(expected, abs=1e-4 * scale)
             assert answer.concepts[0].maps["activation"].values.shape == layout.grid
             assert (answer.concepts[0].maps["activation"].class_token is not None) == bool(layout.tokens)
-        for answer in explain(engine, views, "integrated"):
+        for answer in explain(engine, views[:1], "integrated"):
             report = answer.faithfulness
             assert report.integration_error is not None
             difference = answer.target.logit - report.constant - (answer.unexplained or 0.0)
