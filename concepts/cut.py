@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -149,13 +149,18 @@ class Cut:
             Activations ``[N, …]`` as ``trunk`` gives them; N is free. Never edited. Gradients flow where enabled.
         """
         rows = len(a) if self._widened else 1
-        with ExitStack() as patches:
-            for module, answer in self._answers.items():
-                patches.enter_context(answering(module, partial(_widen, answer, rows)))
-            # The clone keeps in-place operations of the head away from the caller's tensor.
-            patches.enter_context(answering(self._target, a.clone))
+        answers: dict[nn.Module, Callable[[], Any]] = {
+            module: partial(_widen, answer, rows) for module, answer in self._answers.items()
+        }
+        # The clone keeps in-place operations of the head away from the caller's tensor.
+        with answering({**answers, self._target: a.clone}), self._shortened():
             logits: Tensor = self._module(_widen(self._example, rows))
         return logits
+
+    def _shortened(self) -> AbstractContextManager[Any]:
+        """Return a context in which the model leaves out what the layer is computed from, if it knows how to."""
+        begin: Callable[[str], AbstractContextManager[Any]] | None = getattr(self._module, "beginning_at", None)
+        return begin(self._layer) if begin is not None else nullcontext()
 
     def linearised(self) -> AbstractContextManager[Any]:
         """Return a context in which gradients are those of the dynamic linear map (explanation mode of B-cos)."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -112,7 +113,8 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self._input, self._output, self._layout = file.input_name, file.output_name, file.layout
         nodes, constants = _fold(file)
-        self._steps = _steps(nodes, constants, self._output, file.opset)
+        self._beginnings: dict[str, list[_Step]] = {}
+        self._steps = self._wanted = _steps(nodes, constants, self._output, file.opset)
         image = torch.empty(2, file.channels, file.height or open_size[0], file.width or open_size[1])
         image.normal_(generator=torch.Generator().manual_seed(0))
         floating = self._try(image) - _arithmetic(nodes, constants)
@@ -128,9 +130,32 @@ class OnnxNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, n_classes]`` of images ``[B, C, H, W]``, whatever the file's own layout."""
         values = {self._input: self._arranged(x)}
-        for step in self._steps:
+        for step in self._wanted:
             step.run(values)
         return values[self._output]
+
+    @contextmanager
+    def beginning_at(self, layer: str) -> Iterator[None]:
+        """Run only what the logits need of the network once the layer has answered, the layer included.
+
+        What the layer is computed from is left out: it must answer of its own.
+        """
+        if layer not in self._beginnings:
+            self._beginnings[layer] = self._from(layer)
+        everything, self._wanted = self._wanted, self._beginnings[layer]
+        try:
+            yield
+        finally:
+            self._wanted = everything
+
+    def _from(self, layer: str) -> list[_Step]:
+        first, needed = self.value_name(layer), {self._output}
+        steps = []
+        for step in reversed(self._steps):
+            if needed.intersection(step.node.output):
+                steps.append(replace(step, inputs=()) if step.name == first else step)
+                needed.update(steps[-1].inputs)
+        return steps[::-1]
 
     def value_name(self, layer: str) -> str:
         """Return the ONNX name of the value that a layer answers with, the first where it has several.

@@ -182,6 +182,24 @@ def test_values_are_dropped_when_nothing_needs_them_any_more() -> None:
     assert gone == [True]
 
 
+def test_a_head_runs_what_comes_after_its_layer_alone() -> None:
+    ours, x = network(), noise(2, 3, 8, 8)
+    ran: list[str] = []
+    for name, child in ours.named_children():
+        child.register_forward_hook(lambda _child, _inputs, _output, name=name: ran.append(name))
+    cut = Cut(ours, "p", x)
+    a = cut.trunk(x)
+    ran.clear()
+    logits = cut.head(a)
+    assert ran == ["p", "f", "logits"]
+    torch.testing.assert_close(logits, ours(x))
+    with pytest.raises(RuntimeError), ours.beginning_at("p"):
+        raise RuntimeError
+    ran.clear()
+    ours(x)
+    assert ran == children(ours)
+
+
 def test_gradients_through_a_cut_are_those_of_finite_differences() -> None:
     body = CNN.replace("Relu", "Sigmoid")
     ours, x = network(body).double(), noise(2, 3, 8, 8).double()
