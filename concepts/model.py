@@ -23,9 +23,8 @@ from concepts.onnx_model.file import OnnxFile
 from concepts.onnx_model.network import OnnxNetwork
 from concepts.preprocessing import Preprocessing
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 """What models, layers and banks may be called: they become names of folders."""
-
 
 ONNX = "onnx"
 """Architecture of models that are an ONNX file."""
@@ -41,7 +40,7 @@ def check_name(what: str, name: str) -> str:
     """
     if NAME.fullmatch(name) is None:
         raise InvalidInput(
-            f"{what} {name[:130]!r} must be 1 to 128 letters, digits, '.', '_' or '-', and start with a letter or digit"
+            f"{what} {name[:130]!r} must be 1 to 128 letters, digits, '.', '_' or '-', and start with none of '.' and '-'"
         )
     return name
 
@@ -183,8 +182,24 @@ class Model:
         return self.inputs((smooth + grain).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
 
 
-def build_onnx(spec: ModelSpec, content: bytes, device: torch.device | str = "cpu") -> Model:
+def build_onnx(
+    spec: ModelSpec,
+    content: bytes,
+    device: torch.device | str = "cpu",
+    onnx: Callable[[], bytes] | None = None,
+) -> Model:
     """Build a model from its description and its ONNX file.
+
+    Parameters
+    ----------
+    spec
+        The description.
+    content
+        The file.
+    device
+        Where to run it.
+    onnx
+        Reads the file again when it is needed, so that it need not be held.
 
     Raises
     ------
@@ -202,7 +217,7 @@ def build_onnx(spec: ModelSpec, content: bytes, device: torch.device | str = "cp
             model=spec.name,
         )
     module = OnnxNetwork(file, (view.height, view.width)).to(torch.device(device))
-    return Model(spec, module, torch.device(device), lambda: content)
+    return Model(spec, module, torch.device(device), onnx or (lambda: content))
 
 
 def build(

@@ -182,7 +182,8 @@ class Repository:
 
     def _build(self, spec: ModelSpec, content: bytes, device: torch.device | str) -> Model:
         if spec.architecture == ONNX:
-            return models.build_onnx(spec, content, device)
+            file = _weights_file(spec.architecture, spec.weights_digest)
+            return models.build_onnx(spec, content, device, lambda: self._model_file(spec.name, file))
         try:
             weights = safetensors.torch.load(content)
         except SafetensorError as error:

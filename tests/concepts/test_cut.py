@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from concepts.architectures import build
 from concepts.cut import Cut, layers
 from concepts.errors import InvalidCut, InvalidModel, UnknownLayer
 from concepts.layout import Layout
-from concepts.model import Model
+from concepts.model import Model, check_name
 from concepts.preprocessing import Preprocessing
 from tests.data import real_data
 
@@ -293,6 +294,14 @@ def test_the_gradient_of_an_affine_head_is_its_matrix(model: Model, views: NDArr
     gradient = cut.head_gradient(a, torch.tensor([5, 3, 0, 3]))[1]
     torch.testing.assert_close(gradient[1], gradient[3])
     torch.testing.assert_close(gradient[0, :, 0, 0], model.module.linear.weight[5] / 64)  # type: ignore[union-attr, index]
+
+
+def test_networks_may_begin_their_names_with_an_underscore() -> None:
+    module = nn.Sequential(
+        OrderedDict(_blocks=nn.Conv2d(3, 4, 3), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+    ).eval()
+    assert Cut(module, "_blocks", noise(2, 8)).layout == Layout("bchw", 4, (6, 6), 0)
+    assert check_name("layer", "_blocks") == "_blocks"
 
 
 def test_a_head_without_an_answer_to_nothing_has_no_constant() -> None:
