@@ -40,7 +40,7 @@ def check_name(what: str, name: str) -> str:
     """
     if NAME.fullmatch(name) is None:
         raise InvalidInput(
-            f"{what} {name[:130]!r} must be 1 to 128 letters, digits, '.', '_' or '-', and start with none of '.' and '-'"
+            f"{what} {name[:130]!r} must be 1 to 128 letters, digits, '.', '_' or '-', not '.' or '-' at first"
         )
     return name
 
