@@ -47,12 +47,14 @@ def build(
     build_network = factory(architecture, trusted)
     try:
         module = build_network(**dict(options or {}))
+        if isinstance(module, nn.Module):
+            module.eval().requires_grad_(False)
     except Exception as error:
         # What the error says is for who builds the model, not for callers of a service: it stays in the cause.
         raise InvalidModel(f"architecture {architecture!r}: the factory failed ({type(error).__name__})") from error
     if not isinstance(module, nn.Module):
         raise InvalidModel(f"architecture {architecture!r} returned a {type(module).__name__}, not a torch.nn.Module")
-    return module.eval().requires_grad_(False)
+    return module
 
 
 def factory(architecture: str, trusted: Sequence[str] = TRUSTED_PACKAGES) -> Callable[..., Any]:

@@ -51,8 +51,8 @@ class Cut:
     layer
         Name of a module as in ``named_modules()``.
     example
-        Any two different inputs of the model, ``[2, C, H, W]``, used to record and to check. Never images that
-        matter: noise will do.
+        Any two different inputs of the model, ``[2, C, H, W]``, used to record and to check; they should be such as
+        the model was made for, but need not matter.
 
     Attributes
     ----------
@@ -154,7 +154,7 @@ class Cut:
         }
         # The clone keeps in-place operations of the head away from the caller's tensor.
         with answering({**answers, self._target: a.clone}), self._shortened():
-            logits: Tensor = self._module(_widen(self._example, rows))
+            logits: Tensor = self._module(_widen(self._example, rows).clone())  # some models edit their input
         return logits
 
     def _shortened(self) -> AbstractContextManager[Any]:
@@ -192,6 +192,10 @@ class Cut:
                 return self.head(a), self._affine_gradient
         return self._differentiated(a)
 
+    def without_gradient(self) -> InvalidCut:
+        """Return the error of a head that cannot be differentiated."""
+        return InvalidCut(f"no gradient flows from the logits back to layer {self._layer!r}", layer=self._layer)
+
     def positions(self, a: Tensor) -> Tensor:
         """Return activations (or gradients) as rows of channels, ``[B, P, C]``; a view where strides allow."""
         return self.layout.flatten(a)
@@ -205,7 +209,7 @@ class Cut:
             leaf = a.detach().requires_grad_()
             logits = self.head(leaf)
         if not logits.requires_grad:
-            raise InvalidCut(f"no gradient flows from the logits back to layer {self._layer!r}", layer=self._layer)
+            raise self.without_gradient()
 
         def gradient_of(targets: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -250,7 +254,7 @@ def layers(module: nn.Module, example: Tensor) -> list[CutLayer]:
     survey = _Survey(module, example)
     candidates = [name for name in survey.trace.order if _obstacle(survey, name) is None]
     with torch.no_grad():
-        _, activations = outputs(module, candidates, example)
+        _, activations = outputs(module, candidates, example.clone())
     total = survey.flow.parameters if survey.flow is not None else sum(p.numel() for p in module.parameters())
     found: list[CutLayer] = []
     form: HeadForm = "affine"
@@ -259,7 +263,10 @@ def layers(module: nn.Module, example: Tensor) -> list[CutLayer]:
         if _leak(cut, survey, a) is not None:
             continue
         if form != "general":  # what comes before a general head is general
-            form = _head_form(cut, a, _constant(cut, torch.zeros_like(a[:1])))
+            try:
+                form = _head_form(cut, a, _constant(cut, torch.zeros_like(a[:1])))
+            except InvalidCut:
+                continue
         after = survey.flow.parameters_after(name) if survey.flow is not None else 0
         layout = layout_of(a, *example.shape[-2:])
         found.append(CutLayer(name, layout, tuple(a.shape[1:]), bool((a >= 0).all()), form, total - after, after))
@@ -272,7 +279,7 @@ class _Survey:
     def __init__(self, module: nn.Module, example: Tensor) -> None:
         self.module, self.example = module, example
         self.logits = logits_of(module, example)
-        self.trace: Trace = trace(module, example[:1])
+        self.trace: Trace = trace(module, example[:1].clone())  # some models edit their input
         self.flow: Flow | None
         try:
             self.flow = Flow(module, example[:1])
@@ -299,7 +306,7 @@ def logits_of(module: nn.Module, x: Tensor) -> Tensor:
     """Return a classifier's logits; raise ``InvalidModel`` if it fails or answers anything but ``[B, n_classes]``."""
     with torch.no_grad():
         try:
-            logits = module(x)
+            logits = module(x.clone())
         except Exception as error:
             raise InvalidModel(
                 f"the model fails on an input of shape {list(x.shape)} ({type(error).__name__})"
@@ -327,6 +334,8 @@ def _obstacle(survey: _Survey, layer: str) -> str | None:
     output = survey.trace.output(layer)
     if not isinstance(output, Tensor) or not 2 <= output.ndim <= 4 or output.shape[0] != 1:
         return "does not answer with one tensor of activations"
+    if output.dtype != survey.example.dtype:
+        return f"answers in {output.dtype}, not in {survey.example.dtype}".replace("torch.", "")
     if survey.flow is not None and not survey.flow.passes(layer):
         return "is bypassed by another path to the logits"
     return None
@@ -348,7 +357,7 @@ def _reproduces(cut: Cut, activation: Tensor, logits: Tensor) -> bool:
     try:
         with torch.no_grad():
             reproduced = cut.head(activation)
-    except RuntimeError:
+    except Exception:  # noqa: BLE001 - models check shapes in many ways
         return False
     error = (reproduced - logits).abs().max() if reproduced.shape == logits.shape else math.inf
     return bool(error <= RELATIVE_TOLERANCE * logits.abs().max().clamp_min(1e-6))
@@ -386,13 +395,18 @@ def _head_form(cut: Cut, activation: Tensor, constant: Tensor) -> HeadForm:
     noise = torch.randn(activation.shape, generator=generator).to(activation) * activation.std()
     # Large ones, too: what saturates or bends shows only there.
     probes = torch.cat([activation, -activation, 100 * activation + noise, noise])
-    targets = torch.randint(len(constant), (1,), generator=generator).expand(len(probes)).to(probes.device)
-    logits, gradient_of = cut._differentiated(probes)
-    gradient = gradient_of(targets)
+    # All classes at once, by a random sum of their logits: any one of them may be constant, and say nothing.
+    mixture = torch.randn(len(constant), generator=generator).to(constant)
+    with torch.enable_grad(), cut.linearised():
+        leaf = probes.detach().requires_grad_()
+        mixed = cut.head(leaf).to(constant.dtype) @ mixture
+    if not mixed.requires_grad:
+        raise cut.without_gradient()
+    (gradient,) = torch.autograd.grad(mixed.sum(), leaf)
     linear = (gradient * probes).flatten(1).sum(1)
-    chosen = logits.gather(1, targets.view(-1, 1)).squeeze(1)
-    scale = torch.maximum(chosen.abs(), (gradient * probes).flatten(1).abs().sum(1)).clamp_min(1e-6)
-    if not bool(((chosen - constant[targets] - linear).abs() <= RELATIVE_TOLERANCE * scale).all()):
+    mixed = mixed.detach()
+    scale = torch.maximum(mixed.abs(), (gradient * probes).flatten(1).abs().sum(1)).clamp_min(1e-6)
+    if not bool(((mixed - constant @ mixture - linear).abs() <= RELATIVE_TOLERANCE * scale).all()):
         return "general"
     spread = (gradient - gradient[:1]).abs().max()
     return "affine" if bool(spread <= RELATIVE_TOLERANCE * gradient.abs().max()) else "dynamic_linear"

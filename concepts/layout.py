@@ -57,7 +57,7 @@ def layout_of(a: Tensor, height: int, width: int) -> Layout:
         return Layout("btc", a.shape[2], grid, tokens)
     _, d1, d2, d3 = a.shape
     # Swin-like networks keep channels last: then the first two axes, and not the last two, have the image's shape.
-    if d1 * width == d2 * height and d2 * width != d3 * height:
+    if _in_proportion(d1, d2, height, width) and not _in_proportion(d2, d3, height, width):
         return Layout("bhwc", d3, (d1, d2), 0)
     return Layout("bchw", d1, (d2, d3), 0)
 
@@ -68,6 +68,11 @@ def _token_grid(length: int, height: int, width: int) -> tuple[int, tuple[int, i
         side = math.isqrt(max((length - tokens) * height // width, 1))
         for rows in (side, side + 1):
             columns = (length - tokens) // rows
-            if rows * columns == length - tokens and abs(rows * width - columns * height) < max(height, width):
+            if rows * columns == length - tokens and _in_proportion(rows, columns, height, width):
                 return tokens, (rows, columns)
     return 0, (1, length)
+
+
+def _in_proportion(rows: int, columns: int, height: int, width: int) -> bool:
+    """Whether a grid has the image's shape, to within one cell."""
+    return abs(rows * width - columns * height) < max(height, width)

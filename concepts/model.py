@@ -30,6 +30,10 @@ ONNX = "onnx"
 """Architecture of models that are an ONNX file."""
 
 
+_BATCH_TOLERANCE = 1e-3
+"""How closely an image must get the same logits alone and beside another, relative to the largest of them."""
+
+
 def check_name(what: str, name: str) -> str:
     """Return the name if it can name a model, layer or bank.
 
@@ -147,11 +151,18 @@ class Model:
         return self.spec.preprocessing.normalize(views.to(self.device, non_blocking=True))
 
     def check(self) -> None:
-        """Raise ``InvalidModel`` if the model does not answer images with one finite logit a class."""
-        logits = logits_of(self.module, self.example())
+        """Raise ``InvalidModel`` if the model does not answer each image for itself with one finite logit a class."""
+        x = self.example()
+        logits = logits_of(self.module, x)
         self._check_classes(logits.shape[1])
         if not logits.isfinite().all():
             raise InvalidModel(f"model {self.spec.name!r} answers an example with NaN or infinity: look at its weights")
+        alone = torch.cat([logits_of(self.module, image) for image in x.split(1)])
+        if not bool((alone - logits).abs().max() <= _BATCH_TOLERANCE * logits.abs().max()):
+            raise InvalidModel(
+                f"model {self.spec.name!r} answers two images otherwise than each alone: it must not be random, "
+                "and not mix the images of a batch"
+            )
 
     def cut(self, layer: str) -> Cut:
         """Cut the model at a layer; see ``Cut`` for what is checked and raised."""

@@ -32,7 +32,15 @@ from concepts import bank as bank_files
 from concepts import model as models
 from concepts.architectures import TRUSTED_PACKAGES
 from concepts.bank import Bank, Exemplar
-from concepts.errors import AlreadyExists, CorruptData, InvalidInput, UnknownBank, UnknownModel, WeightsMismatch
+from concepts.errors import (
+    AlreadyExists,
+    CorruptData,
+    InvalidInput,
+    InvalidModel,
+    UnknownBank,
+    UnknownModel,
+    WeightsMismatch,
+)
 from concepts.model import ONNX, Exported, Model, ModelSpec, check_name
 from concepts.storage import LocalStorage
 
@@ -156,7 +164,7 @@ class Repository:
             files[f"model-{_sha256(exported[0])}.onnx"] = exported[0]
         if spec.name in self.models() and not replace:
             present = self.model_spec(spec.name)
-            if present != spec:
+            if present not in (spec, dataclasses.replace(spec, exported=None)):  # an export may be added
                 raise AlreadyExists(
                     f"model {spec.name!r} exists with another description or other weights "
                     f"({present.weights_digest[:12]}, not {spec.weights_digest[:12]}); "
@@ -414,7 +422,11 @@ def _sha256(content: bytes) -> str:
 
 
 def _safetensors(weights: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in sorted(weights.items())})
+    strange = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise InvalidModel(f"the state dictionary holds more than tensors: {', '.join(strange[:3])}")
+    # Cloned: tied weights share memory, which the format does not have.
+    return safetensors.torch.save({name: t.detach().cpu().contiguous().clone() for name, t in sorted(weights.items())})
 
 
 def _weights_file(architecture: str, digest: str) -> str:

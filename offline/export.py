@@ -6,14 +6,17 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
 from concepts.cut import RELATIVE_TOLERANCE
 from concepts.errors import InvalidModel
 from concepts.model import Model
+from concepts.onnx_model.file import OnnxFile
 from concepts.trace import outputs
 
 _IMAGES, _LOGITS, _LAYER = "images", "logits", "layer:"
@@ -42,7 +45,9 @@ def export(model: Model) -> Export:
     _compare(model, proto, layers)
     values = {layer: _source(proto, _LAYER + layer) for layer in layers}
     del proto.graph.output[1:]
-    return Export(proto.SerializeToString(), values)
+    content = proto.SerializeToString()
+    served = {name for node in OnnxFile.parse(content).model.graph.node for name in node.output}
+    return Export(content, {layer: value for layer, value in values.items() if value in served})
 
 
 class _WithLayers(nn.Module):
@@ -83,21 +88,34 @@ def _exported(model: Model, layers: Sequence[str]) -> ModelProto:
 
 def _compare(model: Model, proto: ModelProto, layers: Sequence[str]) -> None:
     """Run both on images that the export has not seen, more of them than it was made with."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x = model.example().flip(0, 3)[[0, 1, 0]].cpu()
-    found = session.run(None, {_IMAGES: x.numpy()})
+    found = _run(model, proto, x)
     with torch.no_grad():
         expected = _WithLayers(model.module, layers)(x.to(model.device))
     for name, one, other in zip([_LOGITS, *layers], found, expected, strict=True):
-        error = (torch.from_numpy(one) - other.cpu()).abs().max() / other.abs().max().cpu().clamp_min(1e-12)
-        if one.shape != tuple(other.shape) or not bool(error <= RELATIVE_TOLERANCE):
+        same = one.shape == tuple(other.shape)
+        difference = (torch.from_numpy(one) - other.cpu()).abs().max() if same else torch.tensor(torch.inf)
+        error = difference / other.abs().max().cpu().clamp_min(1e-12)
+        if not bool(error <= RELATIVE_TOLERANCE):
             raise InvalidModel(
                 f"ONNX Runtime computes {name!r} of model {model.spec.name!r} otherwise than PyTorch "
                 f"(relative error {error:.1e}): add it without --onnx",
                 model=model.spec.name,
             )
+
+
+def _run(model: Model, proto: ModelProto, x: Tensor) -> list[NDArray[np.float32]]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        answers: list[NDArray[np.float32]] = session.run(None, {_IMAGES: x.numpy()})
+    except Exception as error:
+        raise InvalidModel(
+            f"ONNX Runtime cannot run model {model.spec.name!r} ({type(error).__name__}): add it without --onnx",
+            model=model.spec.name,
+        ) from error
+    return answers
 
 
 def _source(proto: ModelProto, value: str) -> str:

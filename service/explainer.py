@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from concepts.cut import Cut
 from concepts.engine import BatchKey, Engine, Memory, batch_key
-from concepts.errors import DeadlineExceeded, Unavailable, WhenceError
+from concepts.errors import DeadlineExceeded, InvalidModel, Unavailable, WhenceError
 from concepts.explanation import EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
@@ -234,7 +234,7 @@ class Explainer:
                 engine.warm_up(self._batch_limit)
             return engine
 
-        engine = await self._in_thread(make)
+        engine = await self._made(f"bank {bank.reference}", make)
         _log.info("bank %s is loaded: %s bytes", bank.reference, engine.memory)
         if self._observer is not None:
             self._observer.loaded(key.version, engine.memory)
@@ -248,7 +248,17 @@ class Explainer:
             section = model.cut(key.layer)
             return _Section(model, section, open_trunk(runtime, model, section))
 
-        return await self._in_thread(cut)
+        return await self._made(f"model {key.model!r} at layer {key.layer!r}", cut)
+
+    async def _made(self, what: str, make: Callable[[], Value]) -> Value:
+        """Make something of a model in its thread; whatever goes wrong is of this model, and spares the others."""
+        try:
+            return await self._in_thread(make)
+        except WhenceError:
+            raise
+        except Exception as error:
+            _log.exception("%s cannot be run", what)
+            raise InvalidModel(f"{what} cannot be run here with the runtime that its settings choose") from error
 
     async def _in_thread(self, work: Callable[[], Value]) -> Value:
         """Run what touches a model in the thread that computes: hooks on one model must not meet."""

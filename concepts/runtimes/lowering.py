@@ -36,14 +36,15 @@ def fold(module: nn.Module, layer: str, example: Tensor) -> int:
     example
         An input, to see what feeds what.
     """
-    answered: dict[int, tuple[str, nn.Module, Tensor]] = {}
+    answered: dict[int, tuple[str, nn.Module, Tensor, int]] = {}
     pairs: list[tuple[str, nn.Module, str, nn.Module]] = []
 
     def note(name: str, child: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         feeder = answered.pop(id(inputs[0]), None) if inputs else None
         if type(child) in (nn.Conv2d, nn.Linear):
-            answered[id(output)] = (name, child, output)  # held, so that the id stays its own
-        elif feeder is not None and isinstance(child, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            # Held, so that the id stays its own; the version tells whether it is edited before it is normalised.
+            answered[id(output)] = (name, child, output, output._version)
+        elif feeder is not None and feeder[2]._version == feeder[3] and _folds(feeder[1], child):
             pairs.append((feeder[0], feeder[1], name, child))
 
     hooks = [
@@ -62,6 +63,14 @@ def fold(module: nn.Module, layer: str, example: Tensor) -> int:
         _replace(module, name, fuse(feeder, normal).requires_grad_(False))
         _replace(module, normal_name, nn.Identity())
     return len(pairs)
+
+
+def _folds(feeder: nn.Module, normal: nn.Module) -> bool:
+    """Whether normalisation is by stored statistics of just the channels that the feeder answers with."""
+    kind, width = (
+        (nn.BatchNorm1d, "out_features") if isinstance(feeder, nn.Linear) else (nn.BatchNorm2d, "out_channels")
+    )
+    return type(normal) is kind and normal.running_mean is not None and normal.num_features == getattr(feeder, width)
 
 
 def round_weights(module: nn.Module, dtype: torch.dtype) -> None:

@@ -41,7 +41,7 @@ class TorchTrunk:
         self._autocast = torch.autocast(device, dtype=dtype, enabled=precision != "float32")
         self._module = _folded(cut)
         if precision != "float32":
-            round_weights(self._module, dtype)
+            self._module = self._rounded(self._module, cut, dtype)
         own = {id(t): t.nbytes for t in _tensors(self._module)}
         self.bytes = sum(own.values()) - sum(own.get(id(t), 0) for t in _tensors(cut.module))
         self._target = self._module.get_submodule(cut.layer)
@@ -53,6 +53,20 @@ class TorchTrunk:
             a = self._run(x)
         # A copy made outside: tensors of inference mode cannot take part in gradients.
         return a.to(torch.float32, copy=True)
+
+    def _rounded(self, module: nn.Module, cut: Cut, dtype: torch.dtype) -> nn.Module:
+        """Return a copy with weights rounded once, where that computes what autocast alone does."""
+        rounded = shared_copy(module) if module is not cut.module else module
+        if rounded is module:  # what cannot be copied stays as it is
+            return module
+        round_weights(rounded, dtype)
+        try:
+            with torch.no_grad(), self._autocast:
+                found = run_until(rounded, rounded.get_submodule(cut.layer), cut.example)
+                expected = run_until(module, module.get_submodule(cut.layer), cut.example)
+        except Exception:  # noqa: BLE001 - parts that leave autocast do not take rounded weights
+            return module
+        return rounded if bool(torch.equal(found, expected)) else module
 
     def _eager(self, x: Tensor) -> Tensor:
         return cast(Tensor, run_until(self._module, self._target, x))
@@ -94,12 +108,20 @@ class _UpTo(nn.Module):
 
 
 def _folded(cut: Cut) -> nn.Module:
-    """Return a copy of the network with its normalisation folded, where that does not change the activation."""
-    module = shared_copy(cut.module)
-    if not fold(module, cut.layer, cut.example):
-        return module
-    with torch.no_grad():
-        found = run_until(module, module.get_submodule(cut.layer), cut.example)
+    """Return a copy of the network with its normalisation folded, where that does not change the activation.
+
+    Without a copy, where there can be none, the network itself is returned.
+    """
+    try:
+        plain, module = shared_copy(cut.module), shared_copy(cut.module)
+        fold(module, cut.layer, cut.example)
+        with torch.no_grad():
+            found = run_until(module, module.get_submodule(cut.layer), cut.example)
+            again = run_until(plain, plain.get_submodule(cut.layer), cut.example)
+    except Exception:  # noqa: BLE001 - locks, closures and other things that cannot be copied
+        return cut.module
+    if not isinstance(again, Tensor) or not isinstance(found, Tensor):  # the copy runs what it was copied from
+        return cut.module
     expected = cut.trunk(cut.example)
     error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
-    return module if bool(error <= RELATIVE_TOLERANCE) else shared_copy(cut.module)
+    return module if bool(error <= RELATIVE_TOLERANCE) else plain

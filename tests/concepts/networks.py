@@ -25,6 +25,22 @@ class Tiny(nn.Module):
         return self.head(self.layer3(x).mean((2, 3)))
 
 
+class Coupled(Tiny):
+    """Mixes the images of a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0, keepdim=True))
+
+
+class AfraidOfTheDark(Tiny):
+    """Fails on black images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.any():
+            raise ValueError("it is dark in /secret/place")
+        return super().forward(x)
+
+
 def tiny(width: int = 4) -> nn.Module:
     return Tiny(width)
 

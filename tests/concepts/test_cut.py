@@ -296,6 +296,62 @@ def test_the_gradient_of_an_affine_head_is_its_matrix(model: Model, views: NDArr
     torch.testing.assert_close(gradient[0, :, 0, 0], model.module.linear.weight[5] / 64)  # type: ignore[union-attr, index]
 
 
+def test_a_constant_class_says_nothing_about_the_head() -> None:
+    class Binary(nn.Module):
+        """Answers zero for one class, and one number for the other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act, self.fc = nn.Conv2d(3, 4, 3), nn.GELU(), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.fc(self.act(self.conv(x)).mean((2, 3)))
+            return torch.cat([torch.zeros_like(z), z], 1)
+
+    torch.manual_seed(0)
+    module = Binary().eval().requires_grad_(False)
+    assert {layer.name: layer.head for layer in layers(module, noise(2, 8))} == {
+        "conv": "general", "act": "affine", "fc": "affine"
+    }  # fmt: skip
+
+
+def test_a_layer_that_is_no_floating_point_tensor_is_passed_over() -> None:
+    class Spectral(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft2(x)
+
+    class Modulus(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.abs()
+
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), Spectral(), Modulus(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    assert [layer.name for layer in layers(module, noise(2, 8))] == ["0", "2", "3", "4"]
+    with pytest.raises(InvalidCut, match="answers in complex64, not in float32"):
+        Cut(module, "1", noise(2, 8))
+
+
+def test_models_that_edit_their_input_leave_the_example_alone() -> None:
+    class Editing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.sub_(0.5)).mean((2, 3))
+
+    example = noise(2, 8)
+    before = example.clone()
+    assert [layer.name for layer in layers(Editing().eval(), example)] == ["conv"]
+    assert torch.equal(example, before)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 140), (64, 96)])
+def test_channels_last_is_seen_where_the_grid_is_rounded(height: int, width: int) -> None:
+    module = torchvision("swin_t")
+    found = {layer.name: layer.layout for layer in layers(module, torch.rand(2, 3, height, width))}
+    assert (found["features.3"].order, found["features.3"].channels) == ("bhwc", 192)
+
+
 def test_networks_may_begin_their_names_with_an_underscore() -> None:
     module = nn.Sequential(
         OrderedDict(_blocks=nn.Conv2d(3, 4, 3), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())

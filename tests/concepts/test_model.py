@@ -16,6 +16,7 @@ from concepts import model as models
 from concepts.errors import CorruptData, InvalidInput, InvalidModel, UnknownClass
 from concepts.model import Model, ModelSpec
 from concepts.preprocessing import Preprocessing
+from tests.concepts import networks
 
 SPEC = ModelSpec("net", "tests.concepts.networks:tiny", Preprocessing(8, 8), ("cat", "dog"), "a" * 64, {"width": 5})
 
@@ -97,3 +98,10 @@ def models_state() -> dict[str, torch.Tensor]:
 
     module: nn.Module = Tiny(5)
     return module.state_dict()
+
+
+def test_models_that_mix_the_images_of_a_batch_are_refused() -> None:
+    spec = replace(SPEC, architecture="tests.concepts.networks:Coupled")
+    built = models.build(spec, networks.Coupled(5).state_dict(), trusted=("tests.concepts",))
+    with pytest.raises(InvalidModel, match="two images otherwise than each alone"):
+        built.check()

@@ -546,9 +546,19 @@ def test_an_exported_file_is_read_when_it_is_needed_and_checked(repository: Repo
     assert repository.model_spec("net") == spec
     assert ModelSpec.from_json(spec.to_json()) == spec
     assert spec.weights_digest == repository.publish_model(SPEC, weights(), replace=True).weights_digest
-    repository.publish_model(SPEC, weights(), exported=exported, replace=True)
+    repository.publish_model(SPEC, weights(), exported=exported)  # which needs no leave to replace
     next((root / "models" / "net").glob("*.onnx")).write_bytes(b"other")
     model = repository.load_model("net")
     assert model.onnx is not None
     with pytest.raises(CorruptData, match="has digest"):
         model.onnx()
+
+
+def test_tied_weights_are_stored_twice_and_other_things_refused(repository: Repository) -> None:
+    state = weights()
+    state["head.bias"] = state["head.weight"][:, 0]
+    repository.publish_model(replace(SPEC, name="tied"), state)
+    loaded = repository.load_model("tied").module.state_dict()
+    assert torch.equal(loaded["head.bias"], loaded["head.weight"][:, 0])
+    with pytest.raises(InvalidModel, match=r"more than tensors: head\.bias"):
+        repository.publish_model(replace(SPEC, name="odd"), {**state, "head.bias": 3})  # type: ignore[dict-item]

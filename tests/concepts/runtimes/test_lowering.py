@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -73,6 +74,59 @@ def test_what_folding_would_change_is_not_folded(layer: str) -> None:
     cut = Cut(module, layer, noise(2))
     x = noise(3)
     torch.testing.assert_close(TorchTrunk(cut)(x), cut.trunk(x), rtol=1e-5, atol=1e-6)
+
+
+class Edited(nn.Module):
+    """What is normalised was edited after the convolution, and once it is over tokens, not channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.fc, self.tokens = nn.Linear(4, 4), nn.BatchNorm1d(36, track_running_stats=False)
+        self.out, self.head = nn.Identity(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.conv(x)
+        a += 1
+        return self.head(self.out(self.tokens(self.fc(self.norm(a).flatten(2).transpose(1, 2)))).mean(1))
+
+
+def test_what_is_no_plain_pair_is_left_as_it_is() -> None:
+    torch.manual_seed(0)
+    module = Edited().eval().requires_grad_(False)
+    module.norm.running_mean.normal_()
+    copied = shared_copy(module)
+    assert fold(copied, "out", noise(2, 8)) == 0
+
+
+class Picky(nn.Module):
+    """A part of it leaves autocast, and does not take rounded weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.exact, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.conv(x)
+        with torch.autocast("cpu", enabled=False):
+            a = self.exact(a.float())
+        return self.fc(a.mean((2, 3)))
+
+
+def test_weights_that_must_not_be_rounded_are_not() -> None:
+    torch.manual_seed(0)
+    cut = Cut(Picky().eval().requires_grad_(False), "exact", noise(2))
+    trunk, x = TorchTrunk(cut, "bfloat16"), noise(3)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(trunk(x), cut.trunk(x))
+
+
+def test_what_cannot_be_copied_is_run_as_it_is() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    module.lock = threading.Lock()
+    cut, x = Cut(module.requires_grad_(False), "1", noise(2)), noise(3)
+    for precision in ("float32", "bfloat16"):
+        torch.testing.assert_close(TorchTrunk(cut, precision)(x), cut.trunk(x), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
