@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from concepts.errors import InvalidModel
+from concepts.errors import InvalidImage, InvalidModel
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
@@ -21,6 +21,13 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+LARGEST_SIDE = 8192
+"""Of a model's input and of images before the crop, in pixels."""
+
+LARGEST_RATIO = 50
+"""Of the longer to the shorter side of an image whose shorter side is resized: the longer grows with it."""
 
 
 class Box(NamedTuple):
@@ -64,6 +71,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise InvalidModel(f"preprocessing: an input of {self.height}×{self.width} pixels has no pixels")
+        if max(self.height, self.width, self.resize or 0) > LARGEST_SIDE:
+            raise InvalidModel(f"preprocessing: sides are {LARGEST_SIDE} pixels at most")
         if self.interpolation not in _RESAMPLING:
             raise InvalidModel(f"preprocessing: interpolation must be one of {', '.join(_RESAMPLING)}")
         if self.resize is not None and self.resize < max(self.height, self.width):
@@ -90,6 +99,11 @@ class Preprocessing:
         box : Box
             The region of ``image`` that the view shows, in its pixels; it may leave the image by the rounding of the
             resized size.
+
+        Raises
+        ------
+        InvalidImage
+            If the image is more than 50 times as long as wide, which resizing would blow up.
         """
         resampling = _RESAMPLING[self.interpolation]
         if self.resize is None:
@@ -102,6 +116,11 @@ class Preprocessing:
         # torchvision: shorter side to `resize`, the longer truncated to whole pixels, then a rounded centre crop
         # (torchvision.transforms.functional._compute_resized_output_size, center_crop).
         short, long = sorted(image.size)
+        if long > LARGEST_RATIO * short:
+            raise InvalidImage(
+                f"an image of {image.width}×{image.height} pixels is too narrow: crop it to at most "
+                f"{LARGEST_RATIO} times as long as wide"
+            )
         resized_long = int(self.resize * long / short)
         size = (self.resize, resized_long) if image.width <= image.height else (resized_long, self.resize)
         resized = image.resize(size, resampling) if image.size != size else image

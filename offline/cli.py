@@ -170,7 +170,10 @@ def add_model(
         bool,
         typer.Option("--onnx", help="Export it to ONNX, too, and check that: it can be served by ONNX Runtime then."),
     ] = False,
-    replace: Annotated[bool, typer.Option(help="Replace a model of that name; its banks are refused then.")] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(help="Replace a model of that name; banks that were learned from other weights are refused then."),
+    ] = False,
     trust: Trust = None,
 ) -> None:
     """Bring a model into the repository: architecture by name, weights, class names, preprocessing.

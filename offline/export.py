@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import NamedTuple
 
 import numpy as np
@@ -64,8 +67,7 @@ class _WithLayers(nn.Module):
 
 def _exported(model: Model, layers: Sequence[str]) -> ModelProto:
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the exporter's own
+        with _silence(), torch.no_grad():
             program = torch.onnx.export(
                 _WithLayers(model.module, layers).eval(),
                 (model.example(),),
@@ -84,6 +86,19 @@ def _exported(model: Model, layers: Sequence[str]) -> ModelProto:
     if proto.ByteSize() > _LARGEST_BYTES:
         raise InvalidModel(f"model {model.spec.name!r} is too large for one ONNX file: add it without --onnx")
     return proto
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's own warnings, logs and dumps of graphs from people: what counts of them is in our errors."""
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def _compare(model: Model, proto: ModelProto, layers: Sequence[str]) -> None:

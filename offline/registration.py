@@ -71,8 +71,11 @@ def complete(request: Request) -> Candidate:
 
 def _onnx_file(request: Request) -> Path | None:
     """Return the ONNX file that is the model, whichever option names it."""
-    named = [Path(text) for text in (request.architecture, request.weights) if text and text.endswith(".onnx")]
-    return named[0] if named else None
+    given = [text for text in (request.architecture, request.weights) if text]
+    named = [text for text in given if text.lower().endswith(".onnx")]
+    if named and len(set(given)) > 1:
+        raise InvalidInput("an ONNX file is architecture and weights in one: give it as --architecture alone")
+    return Path(named[0]) if named else None
 
 
 def _of_onnx(request: Request, path: Path) -> Candidate:

@@ -28,6 +28,7 @@ _CLASS_COLUMNS = {
     "gini": "Gini",
     "stability": "stability",
 }
+_NAME_WIDTH = 20
 _COUNTS = {"training_images", "training_crops"}
 
 
@@ -98,8 +99,9 @@ def model(spec: ModelSpec, source: str) -> Table:
 
 def layers(found: Iterable[CutLayer]) -> Table:
     """Return one row a layer."""
-    numbers = ("shape", "channels", "grid", "tokens", "parameters before", "after")
-    table = Table("layer")
+    numbers = ("shape", "grid", "tokens", "parameters before", "after")
+    table = Table()
+    table.add_column("layer", overflow="fold", min_width=_NAME_WIDTH)  # to be copied
     for title in numbers:
         table.add_column(title, justify="right")
     table.add_column("non-negative")
@@ -109,7 +111,6 @@ def layers(found: Iterable[CutLayer]) -> Table:
         table.add_row(
             layer.name,
             "×".join(map(str, layer.shape)),
-            str(layer.layout.channels),
             f"{rows}×{columns}",
             str(layer.layout.tokens or ""),
             f"{layer.parameters_before:,}",

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import random
 import secrets
 import signal
 import socket
@@ -72,6 +73,13 @@ def serve(
     raise typer.Exit(0)
 
 
+_REPLICA_PORTS = (20_000, 30_000)
+"""Where replicas listen: below the ports that the system gives to callers."""
+
+_BLOCK = 100
+"""Ports for the replicas of one server on this machine."""
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """Return the variables that Ray must see before it starts, on every node of a cluster.
 
@@ -103,6 +111,11 @@ def environment(settings: Settings) -> dict[str, str]:
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
         )
         variables.update(zip(inner, map(str, _free_ports(len(inner))), strict=True))
+    if settings.ray_address == "local":
+        # Replicas share ports with whoever asks for the same ones, and callers with them: each server has its own.
+        for protocol, first in zip(("GRPC", "HTTP"), _free_blocks(2), strict=True):
+            variables[f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT"] = str(first)
+            variables[f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT"] = str(first + _BLOCK)
     return variables
 
 
@@ -201,6 +214,23 @@ def _free(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_blocks(count: int) -> list[int]:
+    """Return the first ports of different blocks for replicas, in which nothing listens now."""
+    blocks = list(range(*_REPLICA_PORTS, _BLOCK))
+    random.SystemRandom().shuffle(blocks)  # servers that start at the same time must not find the same
+    free = [first for first in blocks if all(_is_free(port) for port in range(first, first + _BLOCK))]
+    return free[:count]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
         except OSError:
             return False
     return True

@@ -83,7 +83,8 @@ class Settings(BaseSettings):
 
     host: str = "0.0.0.0"  # noqa: S104 - a server is there to be reached
     """Address to listen on (mode ``haproxy``; Ray's own proxy always listens on all). The replicas behind it listen on
-    all addresses, from port 40000 on: let only this machine and the cluster reach those."""
+    all addresses, on ports from 20000 to 29999 (on a cluster from 40000 on): let only this machine and the cluster
+    reach those."""
     port: int = Field(9000, ge=1, le=65535)
     """gRPC port."""
     metrics_port: int = Field(9090, ge=1, le=65535)

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from concepts.errors import InvalidModel
+from concepts.errors import InvalidImage, InvalidModel
 from concepts.preprocessing import Box, Preprocessing
 from tests.data import real_data
 
@@ -159,3 +159,15 @@ def test_json_round_trip() -> None:
     for wrong in ({"height": 3}, {**preprocessing.to_json(), "sise": 3}, {**preprocessing.to_json(), "mean": None}):
         with pytest.raises(InvalidModel, match="cannot be read"):
             Preprocessing.from_json(wrong)
+
+
+def test_what_would_be_blown_up_is_refused() -> None:
+    view = Preprocessing(32, 32, 40)
+    view.fit(Image.new("RGB", (50, 2500)))
+    for size in ((1, 10_000), (2501, 50)):
+        with pytest.raises(InvalidImage, match="too narrow"):
+            view.fit(Image.new("RGB", size))
+    with pytest.raises(InvalidModel, match="8192 pixels at most"):
+        Preprocessing(99_999_999, 32)
+    with pytest.raises(InvalidModel, match="8192 pixels at most"):
+        Preprocessing(32, 32, 999_999)

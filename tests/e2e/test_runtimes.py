@@ -137,3 +137,13 @@ def test_memory_is_reported_by_model_and_bank(server: RunningServer, root: Path)
     ):
         (line,) = [line for line in lines if f'what="{what}"' in line and f'name="{name}"' in line]
         assert low <= float(line.rpartition(" ")[2]) <= 10 * low
+
+
+def test_two_servers_of_one_machine_answer_their_own_callers(
+    server: RunningServer, start: Start, repository: Path
+) -> None:
+    other = start(repository)
+    with whence.Client(server.address) as client, whence.Client(other.address) as client_of_other:
+        for _ in range(10):
+            assert {model.name for model in client.models()} == {"exported", "keras"}
+            assert {model.name for model in client_of_other.models()} == {"cifar-resnet20"}

@@ -94,8 +94,8 @@ def test_models_are_added_listed_and_cut(tmp_path):
     assert Repository(tmp_path / "r").model_spec(MODEL).class_names == CLASS_NAMES
     assert MODEL in run("models", *at)[1]
     layers = run("layers", MODEL, *at)[1]
-    assert re.search(r"layer3 +│ +64×8×8 +│ +64 +│ +8×8 +│ +│ +[\d,]+ +│ +650 +│ yes +│ affine", layers)
-    assert re.search(r"bn1 +│ +16×32×32 +│ +16 +│ +32×32 +│ +│ +[\d,]+ +│ +[\d,]+ +│ no", layers)
+    assert re.search(r"layer3 +│ +64×8×8 +│ +8×8 +│ +│ +[\d,]+ +│ +650 +│ yes +│ affine", layers)
+    assert re.search(r"bn1 +│ +16×32×32 +│ +32×32 +│ +│ +[\d,]+ +│ +[\d,]+ +│ no", layers)
     assert "layer1.0.bn1" not in layers  # bypassed by the shortcut
 
 

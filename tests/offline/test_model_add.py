@@ -265,7 +265,7 @@ def test_an_onnx_file_tells_its_input(tmp_path, keras):
     assert "the file: NHWC input, opset" in out
     assert "its Softmax taken off" in out
     layers = run("layers", "m", "--repository", tmp_path)[1]
-    assert re.search(r"cnn_stage3_1_Relu_0 +│ +96×16×16 +│ +96 +│ +16×16 .* yes +│ affine", layers)
+    assert re.search(r"cnn_stage3_1_Relu_0 +│ +96×16×16 +│ +16×16 .* yes +│ affine", layers)
 
 
 def test_an_onnx_file_may_be_named_as_the_weights(tmp_path, keras):
