@@ -6,11 +6,12 @@ import sys
 
 import torch
 
-from benchmarks import explain_overhead, measure, resnet50
+from benchmarks import explain_overhead, explain_vs_predict_cpu, measure, resnet50
 from concepts import devices
 from concepts.runtimes import Runtime
 
 BATCH = 64
+REPEATS = 21
 RUNTIMES = (
     Runtime(),
     Runtime(precision="bfloat16"),
@@ -28,31 +29,9 @@ def main() -> None:
     with resnet50.repository() as (_, repository):
         engines = resnet50.engines(repository, RUNTIMES, device)
         model = repository.load_model("resnet50", device)
-    views = resnet50.views(BATCH)
-    requests = [resnet50.request()] * BATCH
-    plain = model.module.to(memory_format=torch.contiguous_format)
-    x = model.inputs(views).contiguous()
-
-    def predict() -> None:
-        with torch.inference_mode():
-            plain(x).cpu()
-
-    work = {name: lambda engine=engine: engine.explain(views, requests) for name, engine in engines.items()}
-    seconds = measure.interleaved({"predict": predict, **work}, repeats=21)
-    rows = [
-        measure.row(
-            f"explain_vs_predict_gpu: NMF of {resnet50.CONCEPTS}, {name}",
-            BATCH / seconds[name],
-            "images/s",
-            baseline="eager float32 model(x)",
-            baseline_value=BATCH / seconds["predict"],
-            target=3.0,
-        )
-        for name in engines
-    ]
-    measure.publish(
-        "explain_vs_predict_gpu", [*rows, *explain_overhead.rows(engines, BATCH, "explain_overhead on a GPU")]
-    )
+    rows = explain_vs_predict_cpu.rows(engines, model, BATCH, "explain_vs_predict_gpu", target=3.0, repeats=REPEATS)
+    rows += explain_overhead.rows(engines, BATCH, "explain_overhead on a GPU")
+    measure.publish("explain_vs_predict_gpu", rows)
 
 
 if __name__ == "__main__":
