@@ -56,9 +56,9 @@ class TorchTrunk:
 
     def _rounded(self, module: nn.Module, cut: Cut, dtype: torch.dtype) -> nn.Module:
         """Return a copy with weights rounded once, where that computes what autocast alone does."""
-        rounded = shared_copy(module) if module is not cut.module else module
-        if rounded is module:  # what cannot be copied stays as it is
+        if module is cut.module:  # what cannot be copied stays as it is
             return module
+        rounded = shared_copy(module)
         round_weights(rounded, dtype)
         try:
             with torch.no_grad(), self._autocast:

@@ -206,7 +206,7 @@ def test_a_bypassed_layer_is_refused_and_the_layers_named_instead_are_valid() ->
     with pytest.raises(InvalidCut, match="bypassed by another path") as refusal:
         Cut(module, "layer2.1.conv1", noise(2, 64))
     named = refusal.value.message.split(": ")[-1].split(", ")
-    assert named == ["layer2.0.relu", "layer2.0", "layer2.1", "layer3.0"] or set(named) >= {"layer2.0", "layer2.1"}
+    assert set(named) >= {"layer2.0", "layer2.1"}
     x = noise(3, 64, seed=1)
     for layer in named:
         cut = Cut(module, layer, noise(2, 64))
