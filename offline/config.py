@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from offline.locations import Bucket, Location, location
+
 
 def _fraction_or_folder(value: object) -> object:
     """Read text from a command line: a number is a fraction, anything else a folder."""
@@ -14,7 +16,7 @@ def _fraction_or_folder(value: object) -> object:
         try:
             return float(value)
         except ValueError:
-            return Path(value)
+            return location(value)
     return value
 
 
@@ -25,10 +27,12 @@ class TrainingConfig(BaseModel):
 
     model: str = Field(description="Name of the model in the repository.")
     layer: str = Field(description="Layer to cut the model at; see `whence-bank layers`.")
-    images: Path = Field(description="Folder of training images: <class>/*.jpg, or flat.")
+    images: Location = Field(
+        description="Folder of training images: <class>/*.jpg, or flat; also s3://bucket/… or gs://bucket/…."
+    )
     name: str = Field(description="Name of the bank; model/layer/name is its reference.")
     classes: tuple[str, ...] = Field((), description="Classes to learn concepts for; all where none is named.")
-    held_out: Annotated[float | Path, BeforeValidator(_fraction_or_folder)] = Field(
+    held_out: Annotated[float | Path | Bucket, BeforeValidator(_fraction_or_folder)] = Field(
         0.2, description="Folder of images for the metrics, or the fraction of the training images to hold out."
     )
     held_out_per_class: int = Field(200, ge=1, description="Most held-out images of a class, in images.")
@@ -40,6 +44,6 @@ class TrainingConfig(BaseModel):
         """Return the configuration as a bank stores it: folders by name alone, since banks travel."""
         values = self.model_dump(mode="json")
         for key, value in self:
-            if isinstance(value, Path):
+            if isinstance(value, (Path, Bucket)):
                 values[key] = value.name
         return values

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from PIL import Image
 from concepts.errors import InvalidImage, InvalidInput
 from concepts.pictures import decode
 from concepts.preprocessing import Box, Preprocessing
+from offline.locations import Bucket, location
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -29,7 +30,7 @@ _WORKERS = 4
 class ImageFolder:
     """Images under a root, by key: the path below the root, with ``/``."""
 
-    root: Path
+    root: Path | Bucket
     keys: tuple[str, ...]
     """Sorted."""
 
@@ -50,7 +51,7 @@ class ImageFolder:
 
     def _read(self, key: str) -> bytes:
         try:
-            return (self.root / key).read_bytes()
+            return self.root.read(key) if isinstance(self.root, Bucket) else (self.root / key).read_bytes()
         except OSError as error:
             raise InvalidImage(f"The file cannot be read: {error.strerror or type(error).__name__}.") from error
 
@@ -124,21 +125,37 @@ class _Decoded:
     digest: str
 
 
-def open_folder(root: Path) -> ImageFolder:
+def open_folder(root: Path | Bucket | str) -> ImageFolder:
     """Find the images of a folder, ``<root>/<class>/*.jpg`` or flat.
+
+    Parameters
+    ----------
+    root
+        A folder of this machine or of a bucket, or the URL of either; see ``location``.
 
     Raises
     ------
     InvalidInput
-        If there is no such folder, or no image in it.
+        If there is no such folder, or no image in it, or a bucket cannot be read.
     """
+    root = location(root)
+    files = root.keys() if isinstance(root, Bucket) else _files(root)
+    keys = sorted(key for key in files if _is_image(key))
+    if not keys:
+        name = root.url if isinstance(root, Bucket) else root
+        raise InvalidInput(f"folder {name} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return ImageFolder(root, tuple(keys))
+
+
+def _files(root: Path) -> Iterator[str]:
     if not root.is_dir():
         raise InvalidInput(f"there is no folder {root}: give the folder that holds the images")
-    paths = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    keys = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
-    if not keys:
-        raise InvalidInput(f"folder {root} holds no images ({', '.join(sorted(SUFFIXES))})")
-    return ImageFolder(root, tuple(keys))
+    return (path.relative_to(root).as_posix() for path in root.rglob("*") if _is_image(path.name) and path.is_file())
+
+
+def _is_image(key: str) -> bool:
+    path = PurePosixPath(key)
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def split(folder: ImageFolder, fraction: float, seed: int) -> tuple[ImageFolder, ImageFolder]:
@@ -161,7 +178,7 @@ def split(folder: ImageFolder, fraction: float, seed: int) -> tuple[ImageFolder,
         If a side stays empty.
     """
     limit = int(fraction * 2**64)
-    held_out = tuple(key for key in folder.keys if _lot(key, f"split {seed}") < limit)
+    held_out = tuple(key for key in folder.keys if lot(key, f"split {seed}") < limit)
     chosen = set(held_out)
     training = tuple(key for key in folder.keys if key not in chosen)
     if not training or not held_out:
@@ -171,7 +188,7 @@ def split(folder: ImageFolder, fraction: float, seed: int) -> tuple[ImageFolder,
 
 def shuffled(keys: Iterable[str], seed: int) -> list[str]:
     """Return keys in an order that depends on each key and the seed alone."""
-    return sorted(keys, key=lambda key: (_lot(key, f"order {seed}"), key))
+    return sorted(keys, key=lambda key: (lot(key, f"order {seed}"), key))
 
 
 def fingerprint(digests: dict[str, str]) -> str:
@@ -180,8 +197,8 @@ def fingerprint(digests: dict[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _lot(key: str, salt: str) -> int:
-    """Draw 64 bits that are fixed for a key."""
+def lot(key: str, salt: str) -> int:
+    """Draw 64 bits that are fixed for a key and a salt."""
     return int.from_bytes(hashlib.sha256(f"{salt}\0{key}".encode()).digest()[:8], "big")
 
 

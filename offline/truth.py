@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from concepts.errors import CorruptData
+from offline.locations import Bucket
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,16 @@ class Truth:
         return torch.from_numpy(np.unpackbits(np.stack(packed), axis=-1).astype(bool))
 
 
-def read_truth(folder: Path) -> Truth | None:
-    """Read a folder's truth; None where it has none.
+def read_truth(folder: Path | Bucket) -> Truth | None:
+    """Read a folder's truth; None where it has none, as in a bucket: masks are read from the middle of a file.
 
     Raises
     ------
     CorruptData
         If it cannot be read or its parts do not fit together.
     """
+    if isinstance(folder, Bucket):
+        return None
     file = folder / "truth.safetensors"
     if not (folder / "truth.json").is_file() or not file.is_file():
         return None

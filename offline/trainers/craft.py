@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -158,10 +157,10 @@ def _prepare(repository: Repository, config: CraftConfig, report: Reporter) -> t
     view = model.spec.preprocessing
     patch_size = config.patch_size or min(64, min(view.height, view.width) // 2)
     training = open_folder(config.images)
-    if isinstance(config.held_out, Path):
-        held_out = open_folder(config.held_out)
-    else:
+    if isinstance(config.held_out, float):
         training, held_out = split(training, config.held_out, config.seed)
+    else:
+        held_out = open_folder(config.held_out)
     grid = _crop_grid(model, cut, patch_size, config.enlarge)
     config = config.model_copy(update={"patch_size": patch_size, "enlarge": grid.enlarge})
     task = _Task(model, cut, grid, training, held_out, config, report)
