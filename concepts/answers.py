@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from concepts.bank import Bank
-from concepts.codec import Codes
+from concepts.codec import EMPTY, Codes
 from concepts.estimators import Contributions
 from concepts.explanation import (
     ClassScore,
@@ -24,6 +24,7 @@ from concepts.explanation import (
     ExplainOptions,
     Explanation,
     FaithfulnessReport,
+    InputMapReport,
     MapKind,
     StageTimes,
 )
@@ -36,7 +37,8 @@ PREDICTIONS = 5
 UNTIMED = StageTimes(0.0, 0.0, 0.0, 0.0, 0)
 """Of an explanation whose batch is still being timed."""
 
-_EMPTY = -1
+Maps = dict[tuple[MapKind, int, int], ConceptMap]
+"""By kind, image and slot."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Findings:
     constant: Tensor
     """``[B]``: the head's constant for the target."""
     head_form: str
+    substitute: bool
+    """Whether the reconstruction stands in for the activation."""
     relative_error: Tensor | None
     """``[B]``, as are the next three."""
     kl: Tensor | None
@@ -65,18 +69,21 @@ class Listed(NamedTuple):
     """The part of the findings that answers list, on the CPU."""
 
     findings: Findings
+    totals: Tensor
+    """Of the codes, ``[B, S]``."""
+    peaks: Tensor
+    """``[B, S]``."""
     probabilities: NDArray[np.float64]
     """``[B, n_classes]``."""
     slots: NDArray[np.int64]
     """``[B, L]``: slots in the requested order, L the largest top_k; empty slots come last."""
-    maps: dict[tuple[MapKind, int, int], ConceptMap]
-    """By kind, image and slot."""
+    maps: Maps
+    input_maps: Sequence[InputMapReport | None]
+    """One an image."""
 
 
-def listing(
-    findings: Findings, options: Sequence[ExplainOptions], layout: Layout, view_size: tuple[int, int]
-) -> Listed:
-    """Choose what each image's answer lists, make its maps, and bring all numbers to the CPU in few transfers.
+def chosen_slots(findings: Findings, options: Sequence[ExplainOptions]) -> Tensor:
+    """Choose what each image's answer lists: int64 ``[B, L]``, best first, L the largest top_k; empty slots come last.
 
     Parameters
     ----------
@@ -84,19 +91,31 @@ def listing(
         Of the batch.
     options
         One an image.
+    """
+    codes, contributions = findings.codes, findings.contributions
+    by_activation = torch.tensor([o.order == "activation" for o in options], device=codes.ids.device)
+    score = torch.where(by_activation.unsqueeze(1), codes.total(), contributions.total.abs())
+    score = score.masked_fill(codes.ids == EMPTY, -torch.inf)
+    # Sorted stably, so that equal scores come in the same order in any batch.
+    return score.argsort(dim=1, descending=True, stable=True)[:, : max(o.top_k for o in options)]
+
+
+def layer_maps(
+    findings: Findings, slots: Tensor, options: Sequence[ExplainOptions], layout: Layout, view_size: tuple[int, int]
+) -> Maps:
+    """Make the requested maps on the layer's positions.
+
+    Parameters
+    ----------
+    findings, slots, options
+        As of ``chosen_slots``, and from it.
     layout
         Of the layer.
     view_size
         Height and width of the model's view, in pixels: the size of image maps.
     """
-    codes, contributions = findings.codes, findings.contributions
-    by_activation = torch.tensor([o.order == "activation" for o in options], device=codes.ids.device)
-    score = torch.where(by_activation.unsqueeze(1), codes.total(), contributions.total.abs())
-    score = score.masked_fill(codes.ids == _EMPTY, -torch.inf)
-    # Sorted stably, so that equal scores come in the same order in any batch.
-    slots = score.argsort(dim=1, descending=True, stable=True)[:, : max(o.top_k for o in options)]
-    maps: dict[tuple[MapKind, int, int], ConceptMap] = {}
-    for kind, source in (("activation", codes), ("contribution", contributions.maps)):
+    maps: Maps = {}
+    for kind, source in (("activation", findings.codes), ("contribution", findings.contributions.maps)):
         pairs = [
             (row, slot, o.map_size)
             for row, o in enumerate(options)
@@ -105,8 +124,20 @@ def listing(
         ]
         if pairs and source is not None:
             maps |= {(kind, *key): m for key, m in _maps(source, pairs, layout, view_size).items()}  # type: ignore[misc]
+    return maps
+
+
+def listed(findings: Findings, slots: Tensor, maps: Maps, input_maps: Sequence[InputMapReport | None]) -> Listed:
+    """Bring all numbers that answers need to the CPU, in few transfers; parameters as of ``Listed``."""
+    codes = findings.codes
     return Listed(
-        _to_cpu(findings), torch.softmax(findings.logits.double(), 1).cpu().numpy(), slots.cpu().numpy(), maps
+        _to_cpu(findings),
+        codes.total().cpu(),
+        codes.peak().cpu(),
+        torch.softmax(findings.logits.double(), 1).cpu().numpy(),
+        slots.cpu().numpy(),
+        maps,
+        input_maps,
     )
 
 
@@ -119,7 +150,6 @@ def explanation(
     contributions = found.contributions
     total = float(contributions.total[row].sum())
     unexplained = None if contributions.unexplained is None else float(contributions.unexplained[row])
-    substitute = bool(options.substitute)
     logits, probabilities = found.logits[row], listed.probabilities[row]
     best = np.argsort(-probabilities, kind="stable")[:PREDICTIONS]
     return Explanation(
@@ -132,11 +162,11 @@ def explanation(
         concepts=_concept_scores(bank, listed, row, options, abs(unexplained or 0.0)),
         contributions_total=total,
         unexplained=unexplained,
-        faithfulness=_report(found, row, target, total, unexplained, options.estimator),
+        faithfulness=_report(listed, row, target, total, unexplained, options.estimator),
         stages=UNTIMED,
         runtime=runtime,
         estimator=options.estimator,
-        substitute=substitute,
+        substitute=found.substitute,
     )
 
 
@@ -148,9 +178,8 @@ def class_score(spec: ModelSpec, logits: Tensor, probabilities: NDArray[np.float
 def _concept_scores(
     bank: Bank, listed: Listed, row: int, options: ExplainOptions, unexplained: float
 ) -> tuple[ConceptScore, ...]:
-    codes, contributions = listed.findings.codes, listed.findings.contributions
-    ids, totals = codes.ids[row].tolist(), contributions.total[row].tolist()
-    activations, peaks = codes.total()[row].tolist(), codes.peak()[row].tolist()
+    ids, totals = listed.findings.codes.ids[row].tolist(), listed.findings.contributions.total[row].tolist()
+    activations, peaks = listed.totals[row].tolist(), listed.peaks[row].tolist()
     whole = sum(map(abs, totals)) + unexplained
     return tuple(
         ConceptScore(
@@ -163,21 +192,23 @@ def _concept_scores(
             maps={kind: listed.maps[kind, row, slot] for kind in options.maps if (kind, row, slot) in listed.maps},
         )
         for slot in listed.slots[row, : options.top_k].tolist()
-        if ids[slot] != _EMPTY
+        if ids[slot] != EMPTY
     )
 
 
 def _report(
-    found: Findings, row: int, target: int, total: float, unexplained: float | None, estimator: Estimator
+    listed: Listed, row: int, target: int, total: float, unexplained: float | None, estimator: Estimator
 ) -> FaithfulnessReport:
-    constant = float(found.constant[row])
+    found = listed.findings
+    explained, constant = float(found.explained[row, target]), float(found.constant[row])
     exactness, reason = _exactness(found.head_form, estimator)
 
     def at(values: Tensor | None) -> float | None:
         return None if values is None else float(values[row])
 
     return FaithfulnessReport(
-        completeness_residual=float(found.explained[row, target]) - constant - total - (unexplained or 0.0),
+        explained_logit=explained,
+        completeness_residual=explained - constant - total - (unexplained or 0.0),
         constant=constant,
         exactness=exactness,
         exactness_reason=reason,
@@ -187,6 +218,7 @@ def _report(
         carried_share=at(found.carried_share),
         integration_error=at(found.contributions.integration_error),
         code_tolerance=at(found.codes.tolerance),
+        input_maps=listed.input_maps[row],
     )
 
 
@@ -231,10 +263,11 @@ def _to_cpu(findings: Findings) -> Findings:
         logits=findings.logits.cpu(),
         explained=findings.explained.cpu(),
         targets=findings.targets.cpu(),
-        codes=Codes(codes.values.cpu(), codes.ids.cpu(), move(codes.tolerance)),
+        codes=codes.to("cpu"),
         contributions=Contributions(c.total.detach().cpu(), None, move(c.unexplained), move(c.integration_error)),
         constant=findings.constant.cpu(),
         head_form=findings.head_form,
+        substitute=findings.substitute,
         relative_error=move(findings.relative_error),
         kl=move(findings.kl),
         top1_agrees=move(findings.top1_agrees),

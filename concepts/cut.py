@@ -162,6 +162,11 @@ class Cut:
         begin: Callable[[str], AbstractContextManager[Any]] | None = getattr(self._module, "beginning_at", None)
         return begin(self._layer) if begin is not None else nullcontext()
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether the model is made to be linear for each input (B-cos): it has an explanation mode."""
+        return getattr(self._module, "explanation_mode", None) is not None
+
     def linearised(self) -> AbstractContextManager[Any]:
         """Return a context in which gradients are those of the dynamic linear map (explanation mode of B-cos)."""
         mode: Callable[[], AbstractContextManager[Any]] | None = getattr(self._module, "explanation_mode", None)

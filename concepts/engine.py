@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -13,20 +14,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from concepts import answers, estimators, intervention
+from concepts import answers, estimators, input_maps, intervention
 from concepts.answers import Findings
 from concepts.bank import Bank
-from concepts.codec import Codes
+from concepts.codec import EMPTY, Codes
 from concepts.cut import Cut
 from concepts.errors import (
     InvalidInput,
-    NotImplementedHere,
     NumericalFailure,
     UnknownClass,
     UnsupportedOption,
     WhenceError,
 )
-from concepts.explanation import EngineRequest, Estimator, ExplainOptions, Explanation, StageTimes
+from concepts.explanation import (
+    ConceptMap,
+    EngineRequest,
+    Estimator,
+    Exactness,
+    ExplainOptions,
+    Explanation,
+    InputMapReport,
+    StageTimes,
+)
+from concepts.input_maps import Rooted
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
 from concepts.runtimes import Runtime, Trunk, open_trunk
@@ -39,11 +49,7 @@ class BatchKey(NamedTuple):
 
     estimator: Estimator
     substitute: bool
-
-
-def batch_key(options: ExplainOptions) -> BatchKey:
-    """Return the key by which requests for one bank may share a batch."""
-    return BatchKey(options.estimator, bool(options.substitute))
+    input_maps: bool
 
 
 class Memory(NamedTuple):
@@ -59,6 +65,10 @@ class Memory(NamedTuple):
 class _Encoded(NamedTuple):
     """A batch after trunk, head and codes."""
 
+    x: Tensor
+    """What the model takes."""
+    rooted: Rooted | None
+    """The activation with its way back to the input, where maps on it are wanted."""
     a: Tensor
     """In the layer's layout."""
     logits: Tensor
@@ -105,8 +115,9 @@ class Engine:
             raise InvalidInput(
                 f"bank {bank.reference} has concepts of class {strange[0]}, which its model does not have"
             )
-        self.codec = bank.codec().to(model.device)
         self.trunk = trunk or open_trunk(Runtime(), model, self.cut)
+        self.codec = bank.codec().to(model.device, screening=self.trunk.precision != "float32")
+        self._substitutes = self.codec.substitutes and self.cut.dynamic
 
     @property
     def memory(self) -> Memory:
@@ -122,6 +133,24 @@ class Engine:
         request = EngineRequest(None if classes is None else min(classes), ExplainOptions(maps=("activation",)))
         self.explain(np.zeros((rows, view.height, view.width, 3), np.uint8), [request] * rows)
 
+    @cached_property
+    def _exact_input_maps(self) -> tuple[Exactness, str]:
+        """Whether input maps add up to their activations, and why."""
+        if not self.codec.substitutes:
+            return "first_order", "the bank's codes have biases, which come from no pixel: gradient × input"
+        if not input_maps.is_linear(self.cut):
+            return "first_order", "the model up to the layer is not linear for each input: gradient × input"
+        return "exact", "the model up to the layer is linear for each input: the pixels add up to the activation"
+
+    def batch_key(self, options: ExplainOptions) -> BatchKey:
+        """Return the key by which requests may share a batch."""
+        return BatchKey(options.estimator, self._substitute(options), "input" in options.maps)
+
+    def _substitute(self, options: ExplainOptions) -> bool:
+        if options.substitute is not None:
+            return options.substitute
+        return self._substitutes and options.estimator == "gradient"
+
     def check(self, request: EngineRequest) -> None:
         """Raise what ``explain`` would answer to a request, as far as that is known without its image.
 
@@ -131,12 +160,16 @@ class Engine:
             If the model has no such class.
         UnsupportedOption
             If the bank cannot do what the options ask.
-        NotImplementedHere
-            If this version cannot.
         """
         options = request.options
-        if "input" in options.maps:
-            raise NotImplementedHere(f"input maps are not offered for banks of kind {self.bank.kind} yet")
+        if "input" in options.maps and not self.codec.differentiable:
+            raise UnsupportedOption(
+                f"input maps are not offered for banks of kind {self.bank.kind}: ask for activation maps, or use an SAE"
+            )
+        if options.colours and not (self.cut.dynamic and self.model.spec.preprocessing.inverse):
+            raise UnsupportedOption("only B-cos models, which see each colour beside its inverse, can be rendered so")
+        if options.colours and "input" not in options.maps:
+            raise UnsupportedOption("colours are those of input maps: ask for these, too")
         if options.estimator == "ablation" and "contribution" in options.maps:
             raise UnsupportedOption(
                 "ablation says nothing about positions: contribution maps go with gradient or integrated"
@@ -163,15 +196,27 @@ class Engine:
         list
             In the order of the images: an explanation, or the error of that image alone.
         """
-        if len({batch_key(request.options) for request in requests}) != 1:
+        keys = {self.batch_key(request.options) for request in requests}
+        if len(keys) != 1:
             raise ValueError("requests of one batch must have the same batch_key")
+        (key,) = keys
+        if key.input_maps and len(requests) > input_maps.ROWS:  # graphs of the trunk take much memory
+            first = self.explain(views[: input_maps.ROWS], requests[: input_maps.ROWS])
+            return first + self.explain(views[input_maps.ROWS :], requests[input_maps.ROWS :])
         clock = _Stopwatch(self.model.device)
-        encoded = self._encode(views, [request.target for request in requests], clock)
-        findings = self._findings(encoded, requests[0].options)
-        listed = answers.listing(findings, [request.options for request in requests], self.cut.layout, views.shape[1:3])
+        options = [request.options for request in requests]
+        encoded = self._encode(views, [request.target for request in requests], clock, rooted=key.input_maps)
+        findings = self._findings(encoded, key)
+        slots = answers.chosen_slots(findings, options)
+        maps = answers.layer_maps(findings, slots, options, self.cut.layout, views.shape[1:3])
+        reports: Sequence[InputMapReport | None] = [None] * len(requests)
+        if encoded.rooted is not None:
+            more, reports = self._input_maps(encoded, encoded.rooted, slots, options)
+            maps |= more
+        listed = answers.listed(findings, slots, maps, reports)
+        runtime = self.trunk.description if encoded.rooted is None else f"torch {self.model.device.type} float32"
         explained = [
-            error
-            or answers.explanation(self.model.spec, self.bank, self.trunk.description, listed, row, request.options)
+            error or answers.explanation(self.model.spec, self.bank, runtime, listed, row, request.options)
             for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
         ]
         return _timed(explained, clock)
@@ -228,9 +273,13 @@ class Engine:
         ]
         return _timed(answered, clock)
 
-    def _encode(self, views: NDArray[np.uint8], wanted: Sequence[int | None], clock: _Stopwatch) -> _Encoded:
+    def _encode(
+        self, views: NDArray[np.uint8], wanted: Sequence[int | None], clock: _Stopwatch, *, rooted: bool = False
+    ) -> _Encoded:
         """Run trunk and head, settle the targets (None: the predicted class), and compute the codes."""
-        a = self.trunk(self.model.inputs(views))
+        x = self.model.inputs(views)
+        root = input_maps.root(self.cut, x) if rooted else None
+        a = self.trunk(x) if root is None else root.a
         clock.lap("trunk")
         logits, gradient_of = self.cut.head_forward(a)
         targets, errors = self._targets(logits, wanted)
@@ -238,26 +287,27 @@ class Engine:
         with torch.no_grad():
             codes = self.codec.encode(self.cut.positions(a), targets)
         clock.lap("codes")
-        return _Encoded(a, logits, gradient_of, targets, errors, codes)
+        return _Encoded(x, root, a, logits, gradient_of, targets, errors, codes)
 
-    def _findings(self, encoded: _Encoded, options: ExplainOptions) -> Findings:
+    def _findings(self, encoded: _Encoded, key: BatchKey) -> Findings:
         """Compute contributions and the report's numbers."""
-        a, logits, gradient_of, targets, _, codes = encoded
+        a, logits, targets, codes = encoded.a, encoded.logits, encoded.targets, encoded.codes
+        gradient_of = encoded.gradient_of
         cut, codec = self.cut, self.codec
-        substitute = bool(options.substitute)
-        reconstruction = cut.unpositions(codec.combine(codes)).to(a.dtype) if codec.reconstructs else None
-        explained, reconstructed = logits, None
-        if reconstruction is not None and substitute:
+        components, reconstruction = self._reconstruct(a, codes)
+        explained, reconstructed, remainder = logits, None, None
+        if reconstruction is not None and key.substitute:
             explained, gradient_of = cut.head_forward(reconstruction)
             reconstructed = explained
+            remainder = None if codec.offset is None else reconstruction - components
         elif reconstruction is not None:
             with torch.no_grad():
                 reconstructed = cut.head(reconstruction)
-        remainder = None if reconstruction is None or substitute else a - reconstruction
+            remainder = a - components
         carried = None
-        if options.estimator == "integrated" and reconstruction is not None:
-            contributions = estimators.integrated(cut, codec, codes, a, reconstruction, targets, logits)
-        elif options.estimator == "ablation":
+        if key.estimator == "integrated" and reconstruction is not None:
+            contributions = estimators.integrated(cut, codec, codes, a, components, targets, logits)
+        elif key.estimator == "ablation":
             contributions = estimators.ablation(cut, codec, codes, a, remainder, targets, logits)
         else:
             gradient = cut.positions(gradient_of(targets))
@@ -273,11 +323,43 @@ class Engine:
             contributions=contributions,
             constant=cut.facts.constant[targets],
             head_form=cut.facts.form,
+            substitute=key.substitute,
             relative_error=None if reconstruction is None else _norm(a - reconstruction) / _norm(a).clamp_min(1e-12),
             kl=None if reconstructed is None else _kl(logits, reconstructed),
             top1_agrees=None if reconstructed is None else logits.argmax(1) == reconstructed.argmax(1),
             carried_share=carried,
         )
+
+    def _reconstruct(self, a: Tensor, codes: Codes) -> tuple[Tensor, Tensor | None]:
+        """Return the sum of the components, and the reconstruction: it with the offset; None where there is none."""
+        if not self.codec.reconstructs:
+            return torch.zeros_like(a), None
+        summed = self.codec.combine(codes)
+        components = self.cut.unpositions(summed).to(a.dtype)
+        if self.codec.offset is None:
+            return components, components
+        return components, self.cut.unpositions(summed + self.codec.offset).to(a.dtype)
+
+    def _input_maps(
+        self, encoded: _Encoded, rooted: Rooted, slots: Tensor, options: Sequence[ExplainOptions]
+    ) -> tuple[answers.Maps, list[InputMapReport | None]]:
+        """Return the maps of the chosen slots ``[B, L]`` on the input, and how far to trust them."""
+        gradients = self.codec.gradients(encoded.codes, slots)
+        found = input_maps.input_maps(self.cut, rooted, encoded.x, gradients)
+        activations = encoded.codes.total().gather(1, slots)
+        residuals = ((found.values.sum((2, 3)) - activations).abs() / activations.abs().clamp_min(1e-12)).cpu()
+        residuals = residuals.masked_fill((encoded.codes.ids.gather(1, slots) == EMPTY).cpu(), 0.0)
+        values = found.values.cpu().numpy()
+        maps: answers.Maps = {}
+        for row, option in enumerate(options):
+            for place, slot in enumerate(slots[row, : option.top_k].tolist()):
+                rendered = input_maps.colours(encoded.x[row], found.gradients[row, place]) if option.colours else None
+                maps["input", row, slot] = ConceptMap(values[row, place], None, rendered)
+        exactness, reason = self._exact_input_maps
+        return maps, [
+            InputMapReport(exactness, reason, float(residuals[row, : option.top_k].max()))
+            for row, option in enumerate(options)
+        ]
 
     def _targets(self, logits: Tensor, wanted: Sequence[int | None]) -> tuple[Tensor, list[WhenceError | None]]:
         """Return the class to speak of for each image; images that cannot be answered get any class and an error."""

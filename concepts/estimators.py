@@ -97,14 +97,14 @@ def ablation(
         ``a − â`` in the same layout, or None.
     """
     present = _at(logits, targets)
-    rows, slots = (codes.values != 0).any(1).nonzero(as_tuple=True)
+    rows, slots = codes.active().nonzero(as_tuple=True)
     total = codes.values.new_zeros(codes.ids.shape)
     for chunk in range(0, len(rows), _ABLATION_ROWS):
         row, slot = rows[chunk : chunk + _ABLATION_ROWS], slots[chunk : chunk + _ABLATION_ROWS]
         weights = torch.nn.functional.one_hot(slot, codes.ids.shape[1]).to(codes.values.dtype)
-        one = Codes(codes.values[row], codes.ids[row])
         with torch.no_grad():
-            ablated = cut.head(a[row] - cut.unpositions(codec.combine(one, weights)).to(a.dtype))
+            component = cut.unpositions(codec.combine(codes.rows(row), weights)).to(a.dtype)
+            ablated = cut.head(a[row] - component)
         total[row, slot] = present[row] - _at(ablated, targets[row])
     unexplained = None
     if remainder is not None:

@@ -30,7 +30,9 @@ class ExplainOptions:
     map_size: MapSize = "grid"
     """The layer's own grid, or the model's view of the image (bilinear)."""
     substitute: bool | None = None
-    """Run the head on the reconstruction; None: the bank's own default."""
+    """Run the head on the reconstruction; None: where the bank and the model are made for it."""
+    colours: bool = False
+    """Render input maps in the colours that the model looked for, too (B-cos models)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class ConceptMap:
     """``[height, width]``."""
     class_token: float | None = None
     """For token models: the value at the class token, which has no place in the image."""
+    colours: NDArray[np.uint8] | None = None
+    """RGBA ``[height, width, 4]``: the colours that the model looked for, opaque where it found them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +78,23 @@ class ConceptScore:
 
 
 @dataclass(frozen=True, slots=True)
+class InputMapReport:
+    """How far the maps on the input can be trusted."""
+
+    exactness: Exactness
+    reason: str
+    residual: float
+    """Largest |Σ pixels − activation| / activation of the listed concepts."""
+
+
+@dataclass(frozen=True, slots=True)
 class FaithfulnessReport:
     """How far the explanation can be trusted, measured on this image."""
 
+    explained_logit: float
+    """The target's logit that is accounted for: the model's own, or that of the reconstruction where it stands in."""
     completeness_residual: float
-    """Logit − constant − Σ contributions − unexplained, in logits."""
+    """Explained logit − constant − Σ contributions − unexplained, in logits."""
     constant: float
     """The head's constant, in logits."""
     exactness: Exactness
@@ -94,6 +110,8 @@ class FaithfulnessReport:
     """|Σ − difference| / |difference| of the integrated estimator."""
     code_tolerance: float | None = None
     """Largest violation of the codes' optimality conditions, relative to the data."""
+    input_maps: InputMapReport | None = None
+    """Of the listed concepts' input maps, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +142,8 @@ class Explanation:
     contributions_total: float
     """Over all concepts, listed or not."""
     unexplained: float | None
-    """Contribution of a − â; None for banks that do not reconstruct, and where the reconstruction is substituted."""
+    """Contribution of what no concept stands for: a − â, and the bank's offset where it has one; None for banks that do
+    not reconstruct, and where a reconstruction from concepts alone stands in."""
     faithfulness: FaithfulnessReport
     stages: StageTimes
     runtime: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from concepts.codec import Codec
+from concepts.codec import Codec, decode
 from concepts.cut import Cut
 from offline.metrics import curves, dictionaries, fidelity, sparsity, usage
 from offline.metrics.reconstruction import ReconstructionError
@@ -52,13 +52,13 @@ def collect(
     found: dict[int, Evidence] = {}
     for batch in images:
         with torch.no_grad():
-            reconstruction = codec.combine(batch.codes)
+            reconstruction = decode(codec, batch.codes)
             reconstructed = cut.head(cut.unpositions(reconstruction).to(batch.a.dtype))
         deletion = _deletion_masks(batch, importance)
         # Empty slots have no code, so that inserting them changes nothing.
         masks = torch.cat([deletion, 1 - deletion], dim=1)
         _, kept = masked_targets(cut, codec, batch.codes, masks, batch.targets)
-        active = (batch.codes.values > 0).sum(1)
+        active = batch.codes.active()
         positions = cut.positions(batch.a)
         for target in batch.targets.unique().tolist():
             rows = (batch.targets == target).nonzero().squeeze(1)
@@ -145,7 +145,7 @@ def mean_metrics(classes: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 def _deletion_masks(batch: Explained, importance: Mapping[int, Tensor]) -> Tensor:
     """Return each image's masks ``[R, S + 1, S]``; the empty slots of a class with fewer concepts come last."""
-    slots = batch.codes.values.shape[2]
+    slots = batch.codes.ids.shape[1]
     masks = {}
     for target in batch.targets.unique().tolist():
         padded = torch.full((slots,), -1.0, dtype=torch.float64)

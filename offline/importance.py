@@ -65,7 +65,7 @@ def total_indices(cut: Cut, codec: Codec, batch: Explained, n_designs: int) -> T
     """Return total Sobol indices of each image's concepts on its target logit, float64 ``[R, S]``."""
     if cut.facts.form == "affine":
         return sobol.closed_form(batch.contributions.double())
-    slots = batch.codes.values.shape[2]
+    slots = batch.codes.ids.shape[1]
     masks = sobol.designs(slots, n_designs).to(batch.a.device)
     rows = masks.flatten(0, 1).expand(len(batch.targets), -1, -1)
     outputs, _ = masked_targets(cut, codec, batch.codes, rows, batch.targets)

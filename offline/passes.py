@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from concepts.codec import Codec, Codes
+from concepts.codec import Codec, Codes, decode
 from concepts.cut import Cut
 from concepts.model import Model
 from offline.images import Stream
@@ -88,8 +88,8 @@ def masked_logits(cut: Cut, codec: Codec, codes: Codes, masks: Tensor) -> Iterat
     for start in range(0, len(flat), _HEAD_ROWS):
         rows = slice(start, min(start + _HEAD_ROWS, len(flat)))
         with torch.no_grad():
-            chosen = Codes(codes.values[owner[rows]], codes.ids[owner[rows]])
-            yield rows, cut.head(cut.unpositions(codec.combine(chosen, flat[rows])))
+            chosen = codes.rows(owner[rows])
+            yield rows, cut.head(cut.unpositions(decode(codec, chosen, flat[rows])))
 
 
 def masked_targets(cut: Cut, codec: Codec, codes: Codes, masks: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from concepts.cut import Cut
-from concepts.engine import BatchKey, Engine, Memory, batch_key
+from concepts.engine import BatchKey, Engine, Memory
 from concepts.errors import DeadlineExceeded, InvalidModel, Unavailable, WhenceError
 from concepts.explanation import EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
@@ -166,7 +166,7 @@ class Explainer:
         UnsupportedOption, UnknownClass, NumericalFailure
             What the engine says of this request.
         """
-        return await self._computed(job, batch_key(job.request.options), Engine.check, timeout_s)
+        return await self._computed(job, lambda engine: engine.batch_key(job.request.options), Engine.check, timeout_s)
 
     async def intervene(self, job: Job[InterventionRequest], timeout_s: float) -> Computed[Intervention]:
         """Compute one intervention, together with others that wait; raises as ``explain``.
@@ -176,7 +176,7 @@ class Explainer:
         InvalidInput, UnknownConcept
             If a scale cannot be meant, or the bank has no such concept.
         """
-        return await self._computed(job, None, Engine.check_intervention, timeout_s)
+        return await self._computed(job, lambda _engine: None, Engine.check_intervention, timeout_s)
 
     async def preload(self, references: Iterable[str] | None = None) -> None:
         """Load banks before they are asked for, all current ones by default; what cannot be loaded is logged."""
@@ -196,7 +196,7 @@ class Explainer:
     async def _computed(
         self,
         job: Job[Question],
-        options: BatchKey | None,
+        options_of: Callable[[Engine], BatchKey | None],
         check: Callable[[Engine, Question], None],
         timeout_s: float,
     ) -> Computed[Any]:
@@ -209,7 +209,7 @@ class Explainer:
             raise DeadlineExceeded("The bank is still being loaded; try again in a moment.") from None
         check(engine, job.request)
         loaded = time.monotonic()
-        answer = await self._batcher.submit(_BatchKey(engine, options), job, deadline=started + timeout_s)
+        answer = await self._batcher.submit(_BatchKey(engine, options_of(engine)), job, deadline=started + timeout_s)
         return Computed(answer.result, 1e3 * (loaded - started + answer.waited_s))
 
     async def _references(self) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from concepts import nnls
-from concepts.codec import Codec, Codes
+from concepts.codec import Codec, Codes, DenseCodes
 from concepts.errors import CorruptData, UnsupportedOption
 
 FREE = -1
@@ -36,6 +36,9 @@ class NmfCodec:
     """
 
     reconstructs = True
+    substitutes = False
+    differentiable = False
+    offset: Tensor | None = None
     needs_non_negative = True
 
     def __init__(self, dictionary: Tensor, concept_classes: Sequence[int | None]) -> None:
@@ -65,8 +68,9 @@ class NmfCodec:
         for row, owner in enumerate(self._owners if self.per_class else ()):
             self._row_of_class[owner] = row
 
-    def to(self, device: torch.device) -> Codec:
-        """Return this codec, moved to a device."""
+    def to(self, device: torch.device, *, screening: bool = False) -> Codec:
+        """Return this codec, moved to a device; it has nothing to screen."""
+        del screening
         for name in ("_dictionaries", "_ids", "_grams", "_row_of_class"):
             setattr(self, name, getattr(self, name).to(device))
         return self
@@ -75,7 +79,7 @@ class NmfCodec:
         """Return the classes that have concepts; None where concepts belong to no class."""
         return frozenset(self._owners) if self.per_class else None
 
-    def encode(self, positions: Tensor, targets: Tensor) -> Codes:
+    def encode(self, positions: Tensor, targets: Tensor) -> DenseCodes:
         """Solve ``min_{z ≥ 0} ‖a − zD‖²`` exactly at every position; see ``Codec.encode``.
 
         Raises
@@ -91,7 +95,7 @@ class NmfCodec:
             b = positions.double() @ self._dictionaries[rows].double().mT
             solution = nnls.solve(self._grams[rows], b)
         tolerance = solution.violation.view(b.shape[:2]).amax(1)
-        return Codes(solution.codes.view(b.shape).to(positions.dtype), self._ids[rows], tolerance)
+        return DenseCodes(solution.codes.view(b.shape).to(positions.dtype), self._ids[rows], tolerance=tolerance)
 
     def combine(self, codes: Codes, weights: Tensor | None = None) -> Tensor:
         """See ``Codec.combine``."""
@@ -101,6 +105,10 @@ class NmfCodec:
     def contributions(self, codes: Codes, gradient: Tensor) -> Codes:
         """Return ``m = z ⊙ (G Dᵀ)``; see ``Codec.contributions``."""
         return codes.with_values(codes.values * (gradient @ self._atoms(codes).mT))
+
+    def gradients(self, codes: Codes, slots: Tensor) -> Tensor:
+        """Least-squares codes offer no gradients."""
+        raise NotImplementedError
 
     def _atoms(self, codes: Codes) -> Tensor:
         """Return the dictionary of each image, ``[B, S, C]``, or the only one, ``[S, C]``."""

@@ -49,6 +49,11 @@ class Trunk(Protocol):
         ...
 
     @property
+    def precision(self) -> Precision:
+        """Of its arithmetic."""
+        ...
+
+    @property
     def bytes(self) -> int:
         """Memory that it holds beside the model's own weights."""
         ...

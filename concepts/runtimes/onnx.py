@@ -12,6 +12,7 @@ from concepts.errors import InvalidModel, UnsupportedOption
 from concepts.model import Model
 from concepts.onnx_model.file import OnnxFile
 from concepts.onnx_model.network import OnnxNetwork
+from concepts.runtimes import Precision
 
 _QUIET = 3
 """Severity from which ONNX Runtime logs: errors."""
@@ -56,6 +57,7 @@ class OnnxTrunk:
         self._input, self._output, self._shape = file.input_name, value, cut.shape
         self._device = model.device
         self.description = f"onnx {model.device.type} float32"
+        self.precision: Precision = "float32"
         content = file.truncated([value])
         self.bytes = len(content)
         try:

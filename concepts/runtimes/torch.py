@@ -34,7 +34,7 @@ class TorchTrunk:
     """
 
     def __init__(self, cut: Cut, precision: Precision = "float32", *, compiled: bool = False) -> None:
-        self._layer = cut.layer
+        self._layer, self.precision = cut.layer, precision
         device = cut.example.device.type
         self.description = f"torch {device} {precision}{' compiled' if compiled else ''}"
         dtype = getattr(torch, precision)

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from concepts.bank import Bank
 from concepts.cut import Cut
-from concepts.engine import Engine, batch_key
+from concepts.engine import Engine
 from concepts.errors import (
     InvalidInput,
-    NotImplementedHere,
     NumericalFailure,
     UnknownClass,
     UnsupportedOption,
@@ -523,7 +522,8 @@ def test_a_lower_precision_of_the_trunk_stays_near(model: Model, bank: Bank, vie
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"maps": ("input",)}, NotImplementedHere),
+        ({"maps": ("input",)}, UnsupportedOption),
+        ({"colours": True}, UnsupportedOption),
         ({"estimator": "ablation", "maps": ("contribution",)}, UnsupportedOption),
         ({"estimator": "integrated", "substitute": True}, UnsupportedOption),
         ({"estimator": "ablation", "substitute": True}, UnsupportedOption),
@@ -535,9 +535,10 @@ def test_options_that_do_not_go_together(engine: Engine, changes: dict[str, obje
 
 
 def test_a_batch_shares_its_key(engine: Engine, views: NDArray[np.uint8]) -> None:
-    assert batch_key(options(top_k=3)) == batch_key(options(order="activation", maps=MAPS))
-    assert batch_key(options(substitute=False)) == batch_key(options(substitute=None))
-    assert len({batch_key(options(estimator=e)) for e in ("gradient", "integrated", "ablation")}) == 3
+    key = engine.batch_key
+    assert key(options(top_k=3)) == key(options(order="activation", maps=MAPS))
+    assert key(options(substitute=False)) == key(options(substitute=None)) != key(options(substitute=True))
+    assert len({key(options(estimator=e)) for e in ("gradient", "integrated", "ablation")}) == 3
     with pytest.raises(ValueError, match="batch_key"):
         engine.explain(views[:2], [EngineRequest(), EngineRequest(options=options(substitute=True))])
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from concepts import intervention
 from concepts.bank import Bank, Concept
-from concepts.codec import Codec, Codes
+from concepts.codec import Codec, Codes, DenseCodes
 from concepts.engine import Engine
 from concepts.errors import (
     InvalidInput,
@@ -287,19 +287,20 @@ def test_images_and_scales_that_break_the_model_fail_alone(views: Views) -> None
 class Hyperplane:
     """Signed distances along one direction (methods section 0): components that do not reconstruct."""
 
-    reconstructs, per_class, needs_non_negative = False, False, False
+    reconstructs, substitutes, differentiable, per_class, needs_non_negative = False, False, False, False, False
+    offset: Tensor | None = None
 
     def __init__(self, normal: Tensor) -> None:
         self.normal = normal / normal.norm()
 
-    def to(self, device: torch.device) -> Codec:
+    def to(self, device: torch.device, *, screening: bool = False) -> Codec:
         return self
 
     def classes(self) -> None:
         return None
 
     def encode(self, positions: Tensor, targets: Tensor) -> Codes:
-        return Codes((positions @ self.normal).unsqueeze(2), torch.zeros(len(positions), 1, dtype=torch.int64))
+        return DenseCodes((positions @ self.normal).unsqueeze(2), torch.zeros(len(positions), 1, dtype=torch.int64))
 
     def combine(self, codes: Codes, weights: Tensor | None = None) -> Tensor:
         values = codes.values if weights is None else codes.values * weights.unsqueeze(1)
@@ -307,6 +308,9 @@ class Hyperplane:
 
     def contributions(self, codes: Codes, gradient: Tensor) -> Codes:
         return codes.with_values(codes.values * (gradient @ self.normal).unsqueeze(2))
+
+    def gradients(self, codes: Codes, slots: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 def test_banks_that_do_not_reconstruct(model: Model, free_bank: Bank, views: Views) -> None:
@@ -358,7 +362,7 @@ def test_concepts_of_no_class_go_with_every_target(model: Model, free_bank: Bank
 
 
 def test_empty_slots_are_nobodys() -> None:
-    codes = Codes(torch.ones(2, 1, 3), torch.tensor([[2, 0, 1], [3, -1, -1]]))
+    codes = DenseCodes(torch.ones(2, 1, 3), torch.tensor([[2, 0, 1], [3, -1, -1]]))
     weights = intervention.weights(codes, [InterventionRequest(0, {0: 0.0, 1: 2.5}), InterventionRequest(0, {0: 5})], 4)
     assert weights.tolist() == [[0.0, -1.0, 1.5], [0.0, 0.0, 0.0]]
 

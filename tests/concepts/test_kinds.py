@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from concepts.codec import Codes
+from concepts.codec import DenseCodes
 from concepts.errors import CorruptData, UnsupportedOption
 from concepts.kinds import load_codec
 from concepts.kinds.nmf import NmfCodec
@@ -110,7 +110,7 @@ def test_kinds_by_name() -> None:
 
 
 def test_codes_by_position() -> None:
-    codes = Codes(torch.arange(12.0).view(2, 3, 2), torch.tensor([[0, 1], [5, -1]]))
+    codes = DenseCodes(torch.arange(12.0).view(2, 3, 2), torch.tensor([[0, 1], [5, -1]]))
     assert codes.total().tolist() == [[6, 9], [24, 27]]
     assert codes.peak().tolist() == [[4, 5], [10, 11]]
     assert codes.maps(torch.tensor([1, 0]), torch.tensor([0, 1])).tolist() == [[6, 8, 10], [1, 3, 5]]

@@ -1,0 +1,118 @@
+"""Maps of concepts on the model's input: which pixels a code comes from, by vector-Jacobian products in batches.
+
+Where the trunk is linear for each input (B-cos in explanation mode), the map of a code that is linear in the activation
+adds up to that code exactly: ``Σ_pos z_k = Σ_pixels x ⊙ Jᵀ w_k`` (FaCT, eq. 5). Elsewhere it is gradient × input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from concepts.cut import RELATIVE_TOLERANCE, Cut
+
+ROWS = 8
+"""Images of one graph: it keeps every activation of the trunk."""
+
+_PRODUCTS = 64
+"""Vector-Jacobian products made at once."""
+
+_SMOOTHING = 15
+"""Side of the square over which opacity is averaged, in pixels (B-cos, Böhle et al. 2022)."""
+
+
+_Vjp = tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]
+
+
+class Rooted(NamedTuple):
+    """A batch's activation that knows where it comes from."""
+
+    a: Tensor
+    """In the layer's layout, ``[B, …]``."""
+    pull: Callable[[Tensor], Tensor]
+    """From L gradients at the layer ``[L, B, …]`` to those at the input, ``[L, B, C, H, W]``."""
+
+
+class InputMaps(NamedTuple):
+    """Of B images, L concepts each."""
+
+    values: Tensor
+    """Gradient × input, summed over channels, ``[B, L, H, W]``."""
+    gradients: Tensor
+    """``[B, L, C, H, W]``."""
+
+
+def root(cut: Cut, x: Tensor) -> Rooted:
+    """Run the trunk in PyTorch so that gradients find their way back to the input.
+
+    Parameters
+    ----------
+    cut
+        Where the model is cut.
+    x
+        Model inputs ``[B, C, H, W]``.
+    """
+    # Fused attention cannot be differentiated for many outputs at once.
+    with cut.linearised(), sdpa_kernel(SDPBackend.MATH):
+        a, pull = cast(_Vjp, torch.func.vjp(cut.trunk_with_gradients, x))
+
+    def pulled(gradients: Tensor) -> Tensor:
+        try:
+            back = torch.vmap(pull, chunk_size=max(1, _PRODUCTS // len(x)))(gradients)[0]
+        except RuntimeError:  # operations that know no batches of gradients
+            back = torch.stack([pull(gradient)[0] for gradient in gradients])
+        found: Tensor = back.detach()
+        return found
+
+    return Rooted(a.detach(), pulled)
+
+
+def input_maps(cut: Cut, rooted: Rooted, x: Tensor, gradients: Tensor) -> InputMaps:
+    """Return where the codes of some concepts come from.
+
+    Parameters
+    ----------
+    cut, rooted, x
+        From ``root``.
+    gradients
+        Of each code with respect to the activation, ``[B, L, P, C]``.
+    """
+    at_layer = torch.stack([cut.unpositions(gradient) for gradient in gradients.unbind(1)])
+    found = rooted.pull(at_layer).transpose(0, 1)
+    return InputMaps((found * x.unsqueeze(1)).sum(2), found)
+
+
+def is_linear(cut: Cut) -> bool:
+    """Find out whether the trunk is linear for each input: ``⟨c, a⟩ = ⟨Jᵀc, x⟩``, asked with random c."""
+    x = cut.example
+    rooted = root(cut, x)
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn((4, *rooted.a.shape), generator=generator).to(rooted.a)
+    at_input = (rooted.pull(probes) * x).flatten(1).sum(1)
+    at_layer = (probes * rooted.a).flatten(1)
+    return bool(((at_input - at_layer.sum(1)).abs() <= RELATIVE_TOLERANCE * at_layer.abs().sum(1)).all())
+
+
+def colours(x: Tensor, gradient: Tensor) -> NDArray[np.uint8]:
+    """Render the linear map from a B-cos input to a code in the colours that it looks for, as its authors do.
+
+    Parameters
+    ----------
+    x, gradient
+        Of one image, ``[6, H, W]``: colours and their inverse.
+
+    Returns
+    -------
+    uint8 ``[H, W, 4]``, RGBA; transparent where nothing was found.
+    """
+    from bcos.common import gradient_to_image  # brings half of torchvision along
+
+    rendered = gradient_to_image(x.cpu(), gradient.cpu(), smooth=_SMOOTHING)
+    rgba: NDArray[np.uint8] = np.nan_to_num(255 * rendered).clip(0, 255).round().astype(np.uint8)
+    return rgba
