@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from google.protobuf import struct_pb2
@@ -21,6 +21,7 @@ from concepts.explanation import (
     ExplainOptions,
     Explanation,
     FaithfulnessReport,
+    InputMapReport,
     MapKind,
     MapSize,
     Order,
@@ -30,9 +31,11 @@ from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import ModelSpec
 from concepts.preprocessing import Box
 from concepts.repository import BankSummary, BankVersion
-from service.overlay import overlay
+from service.overlay import overlay, png
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
+
+MapEncoding = Literal["float16", "float32", "overlay", "colours"]
 
 _ORDERS: Mapping[int, Order] = {
     explanation_pb2.ORDER_UNSPECIFIED: "contribution",
@@ -55,11 +58,15 @@ _MAP_SIZES: Mapping[int, MapSize] = {
     explanation_pb2.MAP_SIZE_GRID: "grid",
     explanation_pb2.MAP_SIZE_IMAGE: "image",
 }
-_ENCODINGS: Mapping[int, bool] = {
-    explanation_pb2.MAP_ENCODING_UNSPECIFIED: False,
-    explanation_pb2.MAP_ENCODING_FLOAT16: False,
-    explanation_pb2.MAP_ENCODING_PNG_OVERLAY: True,
+_ENCODINGS: Mapping[int, MapEncoding] = {
+    explanation_pb2.MAP_ENCODING_UNSPECIFIED: "float16",
+    explanation_pb2.MAP_ENCODING_FLOAT16: "float16",
+    explanation_pb2.MAP_ENCODING_PNG_OVERLAY: "overlay",
+    explanation_pb2.MAP_ENCODING_FLOAT32: "float32",
+    explanation_pb2.MAP_ENCODING_PNG_COLOURS: "colours",
 }
+_BYTES_A_PIXEL: Mapping[MapEncoding, int] = {"float16": 2, "float32": 4, "overlay": 3, "colours": 4}
+"""Pictures: as much as uncompressed at most."""
 """Whether maps are drawn over the image."""
 _EXACTNESSES: Mapping[Exactness, explanation_pb2.Exactness] = {
     "exact": explanation_pb2.EXACTNESS_EXACT,
@@ -107,11 +114,12 @@ def options_from(message: explanation_pb2.ExplainOptions, *, top_k_limit: int) -
         maps=tuple(dict.fromkeys(_meaning(_MAP_KINDS, kind, "maps") for kind in message.maps)),
         map_size=_meaning(_MAP_SIZES, message.map_size, "map_size"),
         substitute=message.substitute if message.HasField("substitute") else None,
+        colours=message.map_encoding == explanation_pb2.MAP_ENCODING_PNG_COLOURS,
     )
 
 
-def overlays_from(message: explanation_pb2.ExplainOptions) -> bool:
-    """Return whether maps are to be drawn over the image.
+def encoding_from(message: explanation_pb2.ExplainOptions) -> MapEncoding:
+    """Return how maps are to be written.
 
     Raises
     ------
@@ -160,23 +168,28 @@ def intervention_from(
     return InterventionRequest(target_from(message.target, spec), dict(message.scales))
 
 
-def check_reply_size(options: ExplainOptions, spec: ModelSpec, *, overlays: bool, limit: int) -> None:
+def check_reply_size(options: ExplainOptions, spec: ModelSpec, *, encoding: MapEncoding, limit: int) -> None:
     """Refuse an answer that would be too large, before it is computed.
 
     Raises
     ------
     UnsupportedOption
-        If maps at the image's size, or overlays, may exceed ``limit`` bytes.
+        If maps of the image's size may exceed ``limit`` bytes.
     """
-    # Overlays: as much as uncompressed RGB at most. Grids are small: their size is not known here, nor does it matter.
-    size = 3 if overlays else 2 if options.map_size == "image" else 0
     pixels = spec.preprocessing.height * spec.preprocessing.width
-    if options.top_k * len(options.maps) * pixels * size > limit:
+    # Grids are small: their size is not known here, nor does it matter.
+    large = sum(has_image_size(kind, options, encoding) for kind in options.maps)
+    if options.top_k * large * pixels * _BYTES_A_PIXEL[encoding] > limit:
         raise UnsupportedOption(
-            f"{options.top_k} concepts with {len(options.maps)} maps of {pixels} pixels may exceed the largest answer "
-            f"of {limit} bytes; ask for fewer concepts, or for float16 maps on the layer's grid.",
+            f"{options.top_k} concepts with {large} maps of {pixels} pixels may exceed the largest answer of {limit} "
+            "bytes; ask for fewer concepts, or for float16 maps on the layer's grid.",
             reply_bytes_limit=limit,
         )
+
+
+def has_image_size(kind: MapKind, options: ExplainOptions, encoding: MapEncoding) -> bool:
+    """Return whether maps of a kind have a value, or a colour, for every pixel of the model's view."""
+    return kind == "input" or options.map_size == "image" or encoding == "overlay"
 
 
 def _meaning(table: Mapping[int, Meaning], value: int, field: str) -> Meaning:
@@ -189,7 +202,7 @@ def _meaning(table: Mapping[int, Meaning], value: int, field: str) -> Meaning:
 
 
 def explanation_to(
-    explanation: Explanation, *, view: NDArray[np.uint8], box: Box, overlays: bool
+    explanation: Explanation, *, view: NDArray[np.uint8], box: Box, encoding: MapEncoding
 ) -> explanation_pb2.Explanation:
     """Return an explanation as a message; its timings hold what the engine measured.
 
@@ -201,16 +214,15 @@ def explanation_to(
         uint8 ``[height, width, 3]``: what the model saw.
     box
         Where in the caller's image.
-    overlays
-        Draw maps over the view.
+    encoding
+        Of maps.
     """
-    background = view if overlays else None
     return explanation_pb2.Explanation(
         model=explanation_pb2.ModelVersion(name=explanation.model, digest=explanation.model_digest),
         bank=explanation_pb2.BankVersion(reference=explanation.bank, digest=explanation.bank_digest),
         predictions=[_class_to(score) for score in explanation.predictions],
         target=_class_to(explanation.target),
-        concepts=[_score_to(score, background) for score in explanation.concepts],
+        concepts=[_score_to(score, view, encoding) for score in explanation.concepts],
         unexplained=explanation.unexplained,
         contributions_total=explanation.contributions_total,
         faithfulness=_report_to(explanation.faithfulness),
@@ -310,7 +322,7 @@ def _timings_to(stages: StageTimes) -> explanation_pb2.Timings:
     )
 
 
-def _score_to(score: ConceptScore, background: NDArray[np.uint8] | None) -> explanation_pb2.ConceptScore:
+def _score_to(score: ConceptScore, view: NDArray[np.uint8], encoding: MapEncoding) -> explanation_pb2.ConceptScore:
     return explanation_pb2.ConceptScore(
         id=score.id,
         label=score.label,
@@ -318,24 +330,27 @@ def _score_to(score: ConceptScore, background: NDArray[np.uint8] | None) -> expl
         peak=score.peak,
         contribution=score.contribution,
         share=score.share,
-        maps=[_map_to(kind, values, background) for kind, values in score.maps.items()],
+        maps=[_map_to(kind, values, view, encoding) for kind, values in score.maps.items()],
     )
 
 
-def _map_to(kind: MapKind, values: ConceptMap, background: NDArray[np.uint8] | None) -> explanation_pb2.Map:
-    if background is None:
-        (height, width), encoding = values.values.shape, explanation_pb2.MAP_ENCODING_FLOAT16
-        data = _half(values.values)
+def _map_to(kind: MapKind, found: ConceptMap, view: NDArray[np.uint8], encoding: MapEncoding) -> explanation_pb2.Map:
+    height, width = view.shape[:2] if encoding == "overlay" else found.values.shape
+    if encoding == "overlay":
+        written, data = explanation_pb2.MAP_ENCODING_PNG_OVERLAY, overlay(view, found.values)
+    elif found.colours is not None:
+        written, data = explanation_pb2.MAP_ENCODING_PNG_COLOURS, png(found.colours)
+    elif encoding == "float16":
+        written, data = explanation_pb2.MAP_ENCODING_FLOAT16, _half(found.values)
     else:
-        (height, width), encoding = background.shape[:2], explanation_pb2.MAP_ENCODING_PNG_OVERLAY
-        data = overlay(background, values.values)
+        written, data = explanation_pb2.MAP_ENCODING_FLOAT32, found.values.astype("<f4").tobytes()
     return explanation_pb2.Map(
         kind=_MAP_KINDS_OUT[kind],
         height=height,
         width=width,
-        encoding=encoding,
+        encoding=written,
         data=data,
-        class_token=values.class_token,
+        class_token=found.class_token,
     )
 
 
@@ -357,6 +372,14 @@ def _report_to(report: FaithfulnessReport) -> explanation_pb2.FaithfulnessReport
         carried_share=report.carried_share,
         integration_error=report.integration_error,
         code_tolerance=report.code_tolerance,
+        explained_logit=report.explained_logit,
+        input_maps=None if report.input_maps is None else _input_report_to(report.input_maps),
+    )
+
+
+def _input_report_to(report: InputMapReport) -> explanation_pb2.InputMapReport:
+    return explanation_pb2.InputMapReport(
+        exactness=_EXACTNESSES[report.exactness], reason=report.reason, residual=report.residual
     )
 
 

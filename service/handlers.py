@@ -160,15 +160,15 @@ class Handlers:
         self, request: pb.ExplainRequest
     ) -> _Plan[EngineRequest, Explanation, explanation_pb2.Explanation]:
         options = convert.options_from(request.options, top_k_limit=self._limits.top_k)
-        overlays = convert.overlays_from(request.options)
+        encoding = convert.encoding_from(request.options)
         engine, spec = await self._named(request.bank)
-        convert.check_reply_size(options, spec, overlays=overlays, limit=self._limits.reply_bytes)
+        convert.check_reply_size(options, spec, encoding=encoding, limit=self._limits.reply_bytes)
         question = EngineRequest(convert.target_from(request.target, spec), options)
 
         def encode(explanation: Explanation, view: NDArray[np.uint8], box: Box) -> explanation_pb2.Explanation:
-            return convert.explanation_to(explanation, view=view, box=box, overlays=overlays)
+            return convert.explanation_to(explanation, view=view, box=box, encoding=encoding)
 
-        large = bool(options.maps) and (overlays or options.map_size == "image")
+        large = any(convert.has_image_size(kind, options, encoding) for kind in options.maps)
         return _Plan(engine, spec, question, self._explainer.explain, encode, large)
 
     async def _plan_intervention(

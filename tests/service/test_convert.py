@@ -76,7 +76,7 @@ def compare(record: typing.Any, message: typing.Any, path: str = "") -> int:
 
 
 def test_every_field_of_an_explanation_arrives(explanation: domain.Explanation) -> None:
-    message = convert.explanation_to(explanation, view=VIEW, box=BOX, overlays=False)
+    message = convert.explanation_to(explanation, view=VIEW, box=BOX, encoding="float16")
     assert compare(explanation, message) > 40
     assert (message.model.name, message.model.digest) == (explanation.model, explanation.model_digest)
     assert (message.bank.reference, message.bank.digest) == (explanation.bank, explanation.bank_digest)
@@ -111,7 +111,7 @@ def test_every_scale_arrives() -> None:
 def test_what_is_absent_stays_absent(explanation: domain.Explanation) -> None:
     report = domain.FaithfulnessReport(0.5, 0.0, "exact", "because")
     bare = dataclasses.replace(explanation, unexplained=None, faithfulness=report)
-    message = convert.explanation_to(bare, view=VIEW, box=BOX, overlays=False)
+    message = convert.explanation_to(bare, view=VIEW, box=BOX, encoding="float16")
     assert not message.HasField("unexplained")
     optional = [field.name for field in dataclasses.fields(report) if getattr(report, field.name) is None]
     assert len(optional) == 6
@@ -120,7 +120,7 @@ def test_what_is_absent_stays_absent(explanation: domain.Explanation) -> None:
 
 
 def test_overlays_have_the_size_of_the_view(explanation: domain.Explanation) -> None:
-    message = convert.explanation_to(explanation, view=VIEW, box=BOX, overlays=True)
+    message = convert.explanation_to(explanation, view=VIEW, box=BOX, encoding="overlay")
     sent = message.concepts[0].maps[0]
     assert (sent.height, sent.width, sent.encoding) == (20, 30, explanation_pb2.MAP_ENCODING_PNG_OVERLAY)
     assert sent.data.startswith(b"\x89PNG")
@@ -130,7 +130,7 @@ def test_values_beyond_half_precision_do_not_become_infinite(explanation: domain
     huge = domain.ConceptMap(np.array([[1e9, -1e9]], np.float32))
     score = dataclasses.replace(explanation.concepts[0], maps={"activation": huge})
     message = convert.explanation_to(
-        dataclasses.replace(explanation, concepts=(score,)), view=VIEW, box=BOX, overlays=False
+        dataclasses.replace(explanation, concepts=(score,)), view=VIEW, box=BOX, encoding="float16"
     )
     sent = message.concepts[0].maps[0]
     assert np.frombuffer(sent.data, "<f2").tolist() == [65504.0, -65504.0]
@@ -140,7 +140,7 @@ def test_values_beyond_half_precision_do_not_become_infinite(explanation: domain
 def test_an_empty_message_means_the_defaults() -> None:
     assert convert.options_from(explanation_pb2.ExplainOptions(), top_k_limit=100) == domain.ExplainOptions()
     assert convert.options_from(explanation_pb2.ExplainOptions(), top_k_limit=3).top_k == 3
-    assert convert.overlays_from(explanation_pb2.ExplainOptions()) is False
+    assert convert.encoding_from(explanation_pb2.ExplainOptions()) == "float16"
 
 
 def test_every_option_arrives() -> None:
@@ -155,7 +155,7 @@ def test_every_option_arrives() -> None:
     )
     expected = domain.ExplainOptions(3, "activation", "integrated", ("input", "activation"), "image", False)
     assert convert.options_from(message, top_k_limit=100) == expected
-    assert convert.overlays_from(message) is True
+    assert convert.encoding_from(message) == "overlay"
 
 
 def test_every_value_of_every_enumeration_has_a_meaning() -> None:
@@ -167,7 +167,7 @@ def test_every_value_of_every_enumeration_has_a_meaning() -> None:
         for value in enum.values():
             convert.options_from(explanation_pb2.ExplainOptions(**{field: value}), top_k_limit=9)
     for value in explanation_pb2.MapEncoding.values():
-        convert.overlays_from(explanation_pb2.ExplainOptions(map_encoding=value))
+        convert.encoding_from(explanation_pb2.ExplainOptions(map_encoding=value))
     for value in explanation_pb2.MapKind.values():
         if value:
             convert.options_from(explanation_pb2.ExplainOptions(maps=[value]), top_k_limit=9)
@@ -204,11 +204,11 @@ def test_targets() -> None:
 
 def test_answers_that_would_be_too_large_are_refused_before_they_are_computed() -> None:
     options = domain.ExplainOptions(top_k=10, maps=("activation",), map_size="image")
-    convert.check_reply_size(options, SPEC, overlays=False, limit=12_000)
-    for limit, overlays in ((11_999, False), (17_999, True)):
+    convert.check_reply_size(options, SPEC, encoding="float16", limit=12_000)
+    for limit, encoding in ((11_999, "float16"), (17_999, "overlay"), (23_999, "float32")):
         with pytest.raises(UnsupportedOption, match="fewer concepts"):
-            convert.check_reply_size(options, SPEC, overlays=overlays, limit=limit)
-    convert.check_reply_size(domain.ExplainOptions(top_k=10, maps=("activation",)), SPEC, overlays=False, limit=1)
+            convert.check_reply_size(options, SPEC, encoding=encoding, limit=limit)
+    convert.check_reply_size(domain.ExplainOptions(top_k=10, maps=("activation",)), SPEC, encoding="float16", limit=1)
 
 
 def test_models_banks_and_concepts() -> None:

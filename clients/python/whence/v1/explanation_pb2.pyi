@@ -39,6 +39,8 @@ class MapEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MAP_ENCODING_UNSPECIFIED: _ClassVar[MapEncoding]
     MAP_ENCODING_FLOAT16: _ClassVar[MapEncoding]
     MAP_ENCODING_PNG_OVERLAY: _ClassVar[MapEncoding]
+    MAP_ENCODING_FLOAT32: _ClassVar[MapEncoding]
+    MAP_ENCODING_PNG_COLOURS: _ClassVar[MapEncoding]
 
 class Exactness(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -62,6 +64,8 @@ MAP_SIZE_IMAGE: MapSize
 MAP_ENCODING_UNSPECIFIED: MapEncoding
 MAP_ENCODING_FLOAT16: MapEncoding
 MAP_ENCODING_PNG_OVERLAY: MapEncoding
+MAP_ENCODING_FLOAT32: MapEncoding
+MAP_ENCODING_PNG_COLOURS: MapEncoding
 EXACTNESS_UNSPECIFIED: Exactness
 EXACTNESS_EXACT: Exactness
 EXACTNESS_FIRST_ORDER: Exactness
@@ -185,7 +189,7 @@ class Map(_message.Message):
     def __init__(self, kind: _Optional[_Union[MapKind, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., encoding: _Optional[_Union[MapEncoding, str]] = ..., data: _Optional[bytes] = ..., class_token: _Optional[float] = ...) -> None: ...
 
 class FaithfulnessReport(_message.Message):
-    __slots__ = ("relative_error", "kl", "top1_agrees", "completeness_residual", "constant", "exactness", "exactness_reason", "carried_share", "integration_error", "code_tolerance")
+    __slots__ = ("relative_error", "kl", "top1_agrees", "completeness_residual", "constant", "exactness", "exactness_reason", "carried_share", "integration_error", "code_tolerance", "explained_logit", "input_maps")
     RELATIVE_ERROR_FIELD_NUMBER: _ClassVar[int]
     KL_FIELD_NUMBER: _ClassVar[int]
     TOP1_AGREES_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +200,8 @@ class FaithfulnessReport(_message.Message):
     CARRIED_SHARE_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_ERROR_FIELD_NUMBER: _ClassVar[int]
     CODE_TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    EXPLAINED_LOGIT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_MAPS_FIELD_NUMBER: _ClassVar[int]
     relative_error: float
     kl: float
     top1_agrees: bool
@@ -206,7 +212,19 @@ class FaithfulnessReport(_message.Message):
     carried_share: float
     integration_error: float
     code_tolerance: float
-    def __init__(self, relative_error: _Optional[float] = ..., kl: _Optional[float] = ..., top1_agrees: _Optional[bool] = ..., completeness_residual: _Optional[float] = ..., constant: _Optional[float] = ..., exactness: _Optional[_Union[Exactness, str]] = ..., exactness_reason: _Optional[str] = ..., carried_share: _Optional[float] = ..., integration_error: _Optional[float] = ..., code_tolerance: _Optional[float] = ...) -> None: ...
+    explained_logit: float
+    input_maps: InputMapReport
+    def __init__(self, relative_error: _Optional[float] = ..., kl: _Optional[float] = ..., top1_agrees: _Optional[bool] = ..., completeness_residual: _Optional[float] = ..., constant: _Optional[float] = ..., exactness: _Optional[_Union[Exactness, str]] = ..., exactness_reason: _Optional[str] = ..., carried_share: _Optional[float] = ..., integration_error: _Optional[float] = ..., code_tolerance: _Optional[float] = ..., explained_logit: _Optional[float] = ..., input_maps: _Optional[_Union[InputMapReport, _Mapping]] = ...) -> None: ...
+
+class InputMapReport(_message.Message):
+    __slots__ = ("exactness", "reason", "residual")
+    EXACTNESS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RESIDUAL_FIELD_NUMBER: _ClassVar[int]
+    exactness: Exactness
+    reason: str
+    residual: float
+    def __init__(self, exactness: _Optional[_Union[Exactness, str]] = ..., reason: _Optional[str] = ..., residual: _Optional[float] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("decode_ms", "queue_ms", "trunk_ms", "head_ms", "codes_ms", "explain_ms", "encode_ms", "total_ms", "batch_size")
