@@ -1,0 +1,1 @@
+"""Trains sparse autoencoders: TopK (FaCT, arXiv 2510.25512), BatchTopK and JumpReLU, by sparse arithmetic."""
