@@ -35,7 +35,7 @@ from service.overlay import overlay, png
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
-MapEncoding = Literal["float16", "float32", "overlay", "colours"]
+MapEncoding = Literal["float16", "float32", "overlay"]
 
 _ORDERS: Mapping[int, Order] = {
     explanation_pb2.ORDER_UNSPECIFIED: "contribution",
@@ -63,11 +63,10 @@ _ENCODINGS: Mapping[int, MapEncoding] = {
     explanation_pb2.MAP_ENCODING_FLOAT16: "float16",
     explanation_pb2.MAP_ENCODING_PNG_OVERLAY: "overlay",
     explanation_pb2.MAP_ENCODING_FLOAT32: "float32",
-    explanation_pb2.MAP_ENCODING_PNG_COLOURS: "colours",
 }
-_BYTES_A_PIXEL: Mapping[MapEncoding, int] = {"float16": 2, "float32": 4, "overlay": 3, "colours": 4}
-"""Pictures: as much as uncompressed at most."""
-"""Whether maps are drawn over the image."""
+_BYTES_A_PIXEL: Mapping[MapEncoding, int] = {"float16": 2, "float32": 4, "overlay": 3}
+"""Pictures: as much as uncompressed."""
+_COLOUR_BYTES_A_PIXEL = 4
 _EXACTNESSES: Mapping[Exactness, explanation_pb2.Exactness] = {
     "exact": explanation_pb2.EXACTNESS_EXACT,
     "first_order": explanation_pb2.EXACTNESS_FIRST_ORDER,
@@ -114,7 +113,7 @@ def options_from(message: explanation_pb2.ExplainOptions, *, top_k_limit: int) -
         maps=tuple(dict.fromkeys(_meaning(_MAP_KINDS, kind, "maps") for kind in message.maps)),
         map_size=_meaning(_MAP_SIZES, message.map_size, "map_size"),
         substitute=message.substitute if message.HasField("substitute") else None,
-        colours=message.map_encoding == explanation_pb2.MAP_ENCODING_PNG_COLOURS,
+        colours=message.colours,
     )
 
 
@@ -179,16 +178,18 @@ def check_reply_size(options: ExplainOptions, spec: ModelSpec, *, encoding: MapE
     pixels = spec.preprocessing.height * spec.preprocessing.width
     # Grids are small: their size is not known here, nor does it matter.
     large = sum(has_image_size(kind, options, encoding) for kind in options.maps)
-    if options.top_k * large * pixels * _BYTES_A_PIXEL[encoding] > limit:
+    bytes_a_pixel = large * _BYTES_A_PIXEL[encoding] + options.colours * _COLOUR_BYTES_A_PIXEL
+    needed = options.top_k * pixels * bytes_a_pixel
+    if needed > limit:
         raise UnsupportedOption(
-            f"{options.top_k} concepts with {large} maps of {pixels} pixels may exceed the largest answer of {limit} "
-            "bytes; ask for fewer concepts, or for float16 maps on the layer's grid.",
+            f"{options.top_k} concepts with maps of {pixels} pixels may take {needed} bytes, and the largest answer "
+            f"has {limit}; ask for fewer concepts, or for float16 maps on the layer's grid.",
             reply_bytes_limit=limit,
         )
 
 
 def has_image_size(kind: MapKind, options: ExplainOptions, encoding: MapEncoding) -> bool:
-    """Return whether maps of a kind have a value, or a colour, for every pixel of the model's view."""
+    """Return whether maps of a kind have a value for every pixel of the model's view."""
     return kind == "input" or options.map_size == "image" or encoding == "overlay"
 
 
@@ -338,8 +339,6 @@ def _map_to(kind: MapKind, found: ConceptMap, view: NDArray[np.uint8], encoding:
     height, width = view.shape[:2] if encoding == "overlay" else found.values.shape
     if encoding == "overlay":
         written, data = explanation_pb2.MAP_ENCODING_PNG_OVERLAY, overlay(view, found.values)
-    elif found.colours is not None:
-        written, data = explanation_pb2.MAP_ENCODING_PNG_COLOURS, png(found.colours)
     elif encoding == "float16":
         written, data = explanation_pb2.MAP_ENCODING_FLOAT16, _half(found.values)
     else:
@@ -351,6 +350,7 @@ def _map_to(kind: MapKind, found: ConceptMap, view: NDArray[np.uint8], encoding:
         encoding=written,
         data=data,
         class_token=found.class_token,
+        colours=None if found.colours is None else png(found.colours),
     )
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from concepts.bank import Bank, Concept
 from concepts.model import ModelSpec
+from concepts.preprocessing import Preprocessing
 from concepts.repository import Repository
 from demo import cifar
 from tests.data import real_data
@@ -67,3 +68,24 @@ def publish_bank(root: Path, name: str = "quick", seed: int = 0) -> Bank:
             configuration={"seed": seed, "method": "activations"},
         )
     )
+
+
+def publish_sae_bank(root: Path, latents: int = 96) -> str:
+    """Store the B-cos ResNet-20 and a random sparse autoencoder, whose sums hold as any's do; return its reference."""
+    repository, channels = Repository(root), 64
+    preprocessing = Preprocessing(32, 32, inverse=True)
+    spec = ModelSpec("bcos", "bcos:cifar10_resnet20", preprocessing, cifar.CLASS_NAMES, "", {"num_classes": 10})
+    spec = repository.publish_model(spec, load_file(real_data() / "cifar10" / "bcos_resnet20.safetensors"))
+    generator = torch.Generator().manual_seed(0)
+    encoder, decoder = torch.randn(2, latents, channels, generator=generator).unbind()
+    bank = Bank(
+        kind="sae",
+        model=spec.name,
+        layer=LAYER,
+        name="sae",
+        weights_digest=spec.weights_digest,
+        channels=channels,
+        concepts=tuple(Concept(index) for index in range(latents)),
+        tensors={"encoder": encoder, "decoder": decoder / decoder.norm(dim=1, keepdim=True), "k": torch.tensor(8)},
+    )
+    return repository.publish(bank).reference

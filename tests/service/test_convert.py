@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import typing
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from concepts import explanation as domain
 from concepts.bank import Bank, Concept, Exemplar
@@ -32,19 +34,27 @@ def make(cls: type, numbers: typing.Iterator[int]) -> typing.Any:
         number = next(numbers)
         hint = hints[field.name]
         options = [option for option in typing.get_args(hint) if option is not type(None)]
+        plain = (options or [hint])[0]
         if typing.get_origin(hint) is typing.Literal:
             values[field.name] = options[number % len(options)]
-        elif dataclasses.is_dataclass(hint):
-            values[field.name] = make(hint, numbers)  # type: ignore[arg-type]
         elif typing.get_origin(hint) is tuple:
-            values[field.name] = tuple(make(options[0], numbers) for _ in range(3))
+            values[field.name] = tuple(make(plain, numbers) for _ in range(3))
         elif typing.get_origin(hint) is dict:
             grids = {kind: np.full((4, 6), next(numbers) + 0.5, np.float32) for kind in ("contribution", "activation")}
-            values[field.name] = {kind: domain.ConceptMap(grid, 0.25) for kind, grid in grids.items()}
+            maps = {kind: domain.ConceptMap(grid, 0.25) for kind, grid in grids.items()}
+            values[field.name] = maps | {"input": input_map(next(numbers))}
+        elif dataclasses.is_dataclass(plain):
+            values[field.name] = make(plain, numbers)
         else:
-            plain = (options or [hint])[0]
             values[field.name] = {float: number + 0.25, int: number, str: f"text {number}", bool: True}[plain]
     return cls(**values)
+
+
+def input_map(seed: int) -> domain.ConceptMap:
+    """Values that half precision cannot hold, and colours, for every pixel."""
+    generator = np.random.default_rng(seed)
+    colours = generator.integers(0, 256, (*VIEW.shape[:2], 4), np.uint8)
+    return domain.ConceptMap(generator.normal(size=VIEW.shape[:2]).astype(np.float32), None, colours)
 
 
 @pytest.fixture
@@ -77,7 +87,7 @@ def compare(record: typing.Any, message: typing.Any, path: str = "") -> int:
 
 def test_every_field_of_an_explanation_arrives(explanation: domain.Explanation) -> None:
     message = convert.explanation_to(explanation, view=VIEW, box=BOX, encoding="float16")
-    assert compare(explanation, message) > 40
+    assert compare(explanation, message) > 45
     assert (message.model.name, message.model.digest) == (explanation.model, explanation.model_digest)
     assert (message.bank.reference, message.bank.digest) == (explanation.bank, explanation.bank_digest)
     assert (message.view.left, message.view.top, message.view.right, message.view.bottom) == BOX
@@ -86,9 +96,29 @@ def test_every_field_of_an_explanation_arrives(explanation: domain.Explanation) 
     for score, theirs in zip(explanation.concepts, message.concepts, strict=True):
         for (kind, values), sent in zip(score.maps.items(), theirs.maps, strict=True):
             assert explanation_pb2.MapKind.Name(sent.kind) == f"MAP_KIND_{kind.upper()}"
-            assert (sent.height, sent.width, sent.encoding) == (4, 6, explanation_pb2.MAP_ENCODING_FLOAT16)
-            assert np.array_equal(np.frombuffer(sent.data, "<f2").reshape(4, 6), values.values)
-            assert sent.class_token == 0.25
+            assert (sent.height, sent.width) == values.values.shape
+            assert sent.encoding == explanation_pb2.MAP_ENCODING_FLOAT16
+            decoded = np.frombuffer(sent.data, "<f2").reshape(sent.height, sent.width)
+            assert np.array_equal(decoded, values.values.astype(np.float16))
+            assert (sent.class_token if sent.HasField("class_token") else None) == values.class_token
+
+
+@pytest.mark.parametrize(("encoding", "dtype"), [("float16", "<f2"), ("float32", "<f4"), ("overlay", None)])
+def test_colours_come_beside_the_values(
+    explanation: domain.Explanation, encoding: convert.MapEncoding, dtype: str | None
+) -> None:
+    message = convert.explanation_to(explanation, view=VIEW, box=BOX, encoding=encoding)
+    for score, theirs in zip(explanation.concepts, message.concepts, strict=True):
+        for (kind, expected), sent in zip(score.maps.items(), theirs.maps, strict=True):
+            assert bool(sent.colours) == (kind == "input")
+            if expected.colours is not None:
+                with Image.open(io.BytesIO(sent.colours)) as picture:
+                    assert (picture.format, picture.mode) == ("PNG", "RGBA")
+                    assert np.array_equal(picture, expected.colours)
+            if dtype is not None:
+                decoded = np.frombuffer(sent.data, dtype).reshape(sent.height, sent.width)
+                assert np.array_equal(decoded, expected.values.astype(dtype))
+                assert np.array_equal(decoded, expected.values) or encoding == "float16"
 
 
 def test_every_field_of_an_intervention_arrives() -> None:
@@ -109,12 +139,12 @@ def test_every_scale_arrives() -> None:
 
 
 def test_what_is_absent_stays_absent(explanation: domain.Explanation) -> None:
-    report = domain.FaithfulnessReport(0.5, 0.0, "exact", "because")
+    report = domain.FaithfulnessReport(2.5, 0.5, 0.0, "exact", "because")
     bare = dataclasses.replace(explanation, unexplained=None, faithfulness=report)
     message = convert.explanation_to(bare, view=VIEW, box=BOX, encoding="float16")
     assert not message.HasField("unexplained")
     optional = [field.name for field in dataclasses.fields(report) if getattr(report, field.name) is None]
-    assert len(optional) == 6
+    assert len(optional) == 7
     assert not any(message.faithfulness.HasField(name) for name in optional)
     assert message.faithfulness.constant == 0.0
 
@@ -152,8 +182,10 @@ def test_every_option_arrives() -> None:
         map_size=explanation_pb2.MAP_SIZE_IMAGE,
         map_encoding=explanation_pb2.MAP_ENCODING_PNG_OVERLAY,
         substitute=False,
+        colours=True,
     )
-    expected = domain.ExplainOptions(3, "activation", "integrated", ("input", "activation"), "image", False)
+    assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
+    expected = domain.ExplainOptions(3, "activation", "integrated", ("input", "activation"), "image", False, True)
     assert convert.options_from(message, top_k_limit=100) == expected
     assert convert.encoding_from(message) == "overlay"
 
@@ -209,6 +241,28 @@ def test_answers_that_would_be_too_large_are_refused_before_they_are_computed() 
         with pytest.raises(UnsupportedOption, match="fewer concepts"):
             convert.check_reply_size(options, SPEC, encoding=encoding, limit=limit)
     convert.check_reply_size(domain.ExplainOptions(top_k=10, maps=("activation",)), SPEC, encoding="float16", limit=1)
+
+
+@pytest.mark.parametrize(
+    ("maps", "encoding", "colours", "bytes_a_pixel"),
+    [
+        (("input",), "float16", False, 2),
+        (("input",), "float32", False, 4),
+        (("input",), "overlay", False, 3),
+        (("input",), "float32", True, 8),
+        (("activation", "input"), "float32", True, 8),  # the former is on the grid
+        (("activation", "input"), "overlay", True, 10),
+    ],
+)
+def test_input_maps_have_the_size_of_the_image(
+    maps: tuple[domain.MapKind, ...], encoding: convert.MapEncoding, colours: bool, bytes_a_pixel: int
+) -> None:
+    options = domain.ExplainOptions(top_k=10, maps=maps, colours=colours)
+    assert convert.has_image_size("input", options, encoding)
+    needed = 10 * 20 * 30 * bytes_a_pixel
+    convert.check_reply_size(options, SPEC, encoding=encoding, limit=needed)
+    with pytest.raises(UnsupportedOption, match=f"take {needed} bytes"):
+        convert.check_reply_size(options, SPEC, encoding=encoding, limit=needed - 1)
 
 
 def test_models_banks_and_concepts() -> None:

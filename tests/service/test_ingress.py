@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from concepts.errors import Unavailable
 from concepts.explanation import EngineRequest, ExplainOptions, Explanation
 from concepts.repository import Repository
 from service.explainer import Computed, Explainer, Job
-from tests.e2e.repository import BANK, MODEL, PER_CLASS, held_out, publish_bank
+from tests.e2e.repository import BANK, MODEL, PER_CLASS, held_out, publish_bank, publish_sae_bank
 from tests.service.conftest import Serve
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as pb
@@ -95,6 +96,40 @@ async def test_raw_pixels_and_the_same_picture_encoded_agree(serve: Serve) -> No
             assert reply.explanation.concepts == encoded.explanation.concepts
 
 
+async def test_input_maps_add_up_over_the_wire(tmp_path: Path, serve: Serve) -> None:
+    """From the logit to the concepts, and from each of them to the pixels; every sum is the caller's own."""
+    reference = publish_sae_bank(tmp_path)
+    options = explanation_pb2.ExplainOptions(
+        top_k=100,
+        maps=[explanation_pb2.MAP_KIND_INPUT, explanation_pb2.MAP_KIND_ACTIVATION],
+        map_encoding=explanation_pb2.MAP_ENCODING_FLOAT32,
+        colours=True,
+    )
+    async with serve(tmp_path) as server:
+        requests = [ask(path, bank=reference, options=options) for path in held_out()]
+        # More than are computed together.
+        replies = await asyncio.gather(*(server.stub.Explain(request) for request in requests))
+    for reply in replies:
+        answer = reply.explanation
+        report = answer.faithfulness
+        assert answer.substitute
+        assert not answer.HasField("unexplained")
+        assert answer.concepts  # all of them: the bank has fewer than may be listed
+        listed = sum(score.contribution for score in answer.concepts)
+        assert report.constant + listed == pytest.approx(report.explained_logit, rel=1e-4)
+        assert report.exactness == explanation_pb2.EXACTNESS_EXACT
+        assert report.input_maps.exactness == explanation_pb2.EXACTNESS_EXACT
+        assert report.input_maps.residual <= 1e-4
+        for score in answer.concepts:
+            pixels, grid = score.maps
+            assert [sent.kind for sent in (pixels, grid)] == list(options.maps)
+            values = np.frombuffer(pixels.data, "<f4").reshape(32, 32)
+            assert values.sum(dtype=np.float64) == pytest.approx(score.activation, rel=1e-4)
+            with Image.open(io.BytesIO(pixels.colours)) as picture:
+                assert (picture.format, picture.mode, picture.size) == ("PNG", "RGBA", (32, 32))
+            assert (grid.height, grid.width, grid.colours) == (8, 8, b"")
+
+
 async def test_overlays_and_image_sized_maps(serve: Serve) -> None:
     path = held_out()[0]
     options = explanation_pb2.ExplainOptions(
@@ -131,9 +166,10 @@ RAW_NAN = image_pb2.RawImage(
         ({"options": explanation_pb2.ExplainOptions(top_k=10**6)}, "INVALID_ARGUMENT", "INVALID_INPUT"),
         (
             {"options": explanation_pb2.ExplainOptions(maps=[explanation_pb2.MAP_KIND_INPUT])},
-            "UNIMPLEMENTED",
-            "NOT_IMPLEMENTED",
+            "INVALID_ARGUMENT",
+            "UNSUPPORTED_OPTION",
         ),
+        ({"options": explanation_pb2.ExplainOptions(colours=True)}, "INVALID_ARGUMENT", "UNSUPPORTED_OPTION"),
         ({"image": image_pb2.Image()}, "INVALID_ARGUMENT", "INVALID_IMAGE"),
         ({"image": image_pb2.Image(encoded=b"")}, "INVALID_ARGUMENT", "INVALID_IMAGE"),
         ({"image": image_pb2.Image(encoded=b"no picture")}, "INVALID_ARGUMENT", "INVALID_IMAGE"),

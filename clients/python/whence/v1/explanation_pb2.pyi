@@ -40,7 +40,6 @@ class MapEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MAP_ENCODING_FLOAT16: _ClassVar[MapEncoding]
     MAP_ENCODING_PNG_OVERLAY: _ClassVar[MapEncoding]
     MAP_ENCODING_FLOAT32: _ClassVar[MapEncoding]
-    MAP_ENCODING_PNG_COLOURS: _ClassVar[MapEncoding]
 
 class Exactness(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -65,13 +64,12 @@ MAP_ENCODING_UNSPECIFIED: MapEncoding
 MAP_ENCODING_FLOAT16: MapEncoding
 MAP_ENCODING_PNG_OVERLAY: MapEncoding
 MAP_ENCODING_FLOAT32: MapEncoding
-MAP_ENCODING_PNG_COLOURS: MapEncoding
 EXACTNESS_UNSPECIFIED: Exactness
 EXACTNESS_EXACT: Exactness
 EXACTNESS_FIRST_ORDER: Exactness
 
 class ExplainOptions(_message.Message):
-    __slots__ = ("top_k", "order", "estimator", "maps", "map_size", "map_encoding", "substitute")
+    __slots__ = ("top_k", "order", "estimator", "maps", "map_size", "map_encoding", "substitute", "colours")
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +77,7 @@ class ExplainOptions(_message.Message):
     MAP_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAP_ENCODING_FIELD_NUMBER: _ClassVar[int]
     SUBSTITUTE_FIELD_NUMBER: _ClassVar[int]
+    COLOURS_FIELD_NUMBER: _ClassVar[int]
     top_k: int
     order: Order
     estimator: Estimator
@@ -86,7 +85,8 @@ class ExplainOptions(_message.Message):
     map_size: MapSize
     map_encoding: MapEncoding
     substitute: bool
-    def __init__(self, top_k: _Optional[int] = ..., order: _Optional[_Union[Order, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., maps: _Optional[_Iterable[_Union[MapKind, str]]] = ..., map_size: _Optional[_Union[MapSize, str]] = ..., map_encoding: _Optional[_Union[MapEncoding, str]] = ..., substitute: _Optional[bool] = ...) -> None: ...
+    colours: bool
+    def __init__(self, top_k: _Optional[int] = ..., order: _Optional[_Union[Order, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., maps: _Optional[_Iterable[_Union[MapKind, str]]] = ..., map_size: _Optional[_Union[MapSize, str]] = ..., map_encoding: _Optional[_Union[MapEncoding, str]] = ..., substitute: _Optional[bool] = ..., colours: _Optional[bool] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("index", "name")
@@ -173,20 +173,22 @@ class ConceptScore(_message.Message):
     def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., activation: _Optional[float] = ..., peak: _Optional[float] = ..., contribution: _Optional[float] = ..., share: _Optional[float] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ...) -> None: ...
 
 class Map(_message.Message):
-    __slots__ = ("kind", "height", "width", "encoding", "data", "class_token")
+    __slots__ = ("kind", "height", "width", "encoding", "data", "class_token", "colours")
     KIND_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     CLASS_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    COLOURS_FIELD_NUMBER: _ClassVar[int]
     kind: MapKind
     height: int
     width: int
     encoding: MapEncoding
     data: bytes
     class_token: float
-    def __init__(self, kind: _Optional[_Union[MapKind, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., encoding: _Optional[_Union[MapEncoding, str]] = ..., data: _Optional[bytes] = ..., class_token: _Optional[float] = ...) -> None: ...
+    colours: bytes
+    def __init__(self, kind: _Optional[_Union[MapKind, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., encoding: _Optional[_Union[MapEncoding, str]] = ..., data: _Optional[bytes] = ..., class_token: _Optional[float] = ..., colours: _Optional[bytes] = ...) -> None: ...
 
 class FaithfulnessReport(_message.Message):
     __slots__ = ("relative_error", "kl", "top1_agrees", "completeness_residual", "constant", "exactness", "exactness_reason", "carried_share", "integration_error", "code_tolerance", "explained_logit", "input_maps")
