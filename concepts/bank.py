@@ -73,6 +73,8 @@ class Bank:
     """All that decided the training, seed included."""
     data_fingerprint: str = ""
     """sha256 over the keys and contents of the training images."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """How the model's images were prepared in training (``Preprocessing.to_json``); empty where it is not known."""
     files: Mapping[str, str] = field(default_factory=dict)
     """sha256 of every other file of the bank, by its path."""
     digest: str = ""
@@ -162,6 +164,7 @@ def freeze(bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> tuple[Ba
         },
         "configuration": bank.configuration,
         "data_fingerprint": bank.data_fingerprint,
+        "preprocessing": bank.preprocessing,
         "metrics": bank.metrics,
         "files": files,
     }
@@ -232,6 +235,7 @@ def thaw(manifest: Mapping[str, Any], digest: str, tensors: bytes, concepts: byt
             metrics=manifest["metrics"],
             configuration=manifest["configuration"],
             data_fingerprint=manifest["data_fingerprint"],
+            preprocessing=manifest.get("preprocessing", {}),
             files=manifest["files"],
             digest=digest,
         )

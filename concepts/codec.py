@@ -39,6 +39,10 @@ class Codes(ABC):
         """Largest over positions, ``[B, S]``."""
 
     @abstractmethod
+    def peak_position(self) -> Tensor:
+        """Position of the peak, int64 ``[B, S]``; the first one, if there are several."""
+
+    @abstractmethod
     def active(self) -> Tensor:
         """At how many positions a value is not zero, int64 ``[B, S]``."""
 
@@ -73,6 +77,10 @@ class DenseCodes(Codes):
     def peak(self) -> Tensor:
         """Largest over positions, ``[B, S]``."""
         return self.values.amax(1)
+
+    def peak_position(self) -> Tensor:
+        """Position of the peak, int64 ``[B, S]``; the first one, if there are several."""
+        return self.values.argmax(1)
 
     def active(self) -> Tensor:
         """At how many positions a value is not zero, int64 ``[B, S]``."""
@@ -128,6 +136,14 @@ class SparseCodes(Codes):
         """Largest over positions, ``[B, S]``; where a concept is silent its value is zero."""
         nothing = self.values.new_zeros(self.ids.shape)
         return nothing.scatter_reduce_(1, self.slots.flatten(1), self.values.flatten(1), "amax")
+
+    def peak_position(self) -> Tensor:
+        """Position of the peak, int64 ``[B, S]``; the first one, if there are several."""
+        positions = torch.arange(self.values.shape[1], device=self.slots.device).view(1, -1, 1)
+        is_peak = self.values == self.per_slot(self.peak())
+        candidates = torch.where(is_peak, positions, self.values.shape[1])
+        last = torch.full_like(self.ids, self.values.shape[1] - 1)
+        return last.scatter_reduce_(1, self.slots.flatten(1), candidates.flatten(1), "amin")
 
     def active(self) -> Tensor:
         """At how many positions a value is not zero, int64 ``[B, S]``."""

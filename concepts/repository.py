@@ -84,6 +84,7 @@ class Repository:
     """
 
     def __init__(self, root: str | Path, trusted: Sequence[str] = TRUSTED_PACKAGES) -> None:
+        self.root = Path(root)
         self._files = LocalStorage(root)
         self._trusted = tuple(trusted)
 
@@ -231,7 +232,7 @@ class Repository:
         WeightsMismatch
             If its model has other weights than it was trained on.
         """
-        self._check_weights(bank.model, bank.weights_digest, bank.reference)
+        self._check_model(bank.model, bank.reference, bank.weights_digest, bank.preprocessing)
         frozen, contents = bank_files.freeze(bank, exemplars)
         frozen.codec()  # what cannot be loaded is not published
         version = BankVersion(bank.model, bank.layer, bank.name, frozen.digest)
@@ -320,10 +321,12 @@ class Repository:
         CorruptData
             If any byte changed or a file is missing; the file is named.
         WeightsMismatch
-            If the model's weights are not those that the bank was trained on; both digests are named.
+            If the model's weights, or how it prepares images, are not those that the bank was trained on; both are
+            named.
         """
         manifest = self.summary(version).manifest
-        self._check_weights(version.model, manifest["weights_digest"], version.reference)
+        trained_for = manifest["weights_digest"], manifest.get("preprocessing", {})
+        self._check_model(version.model, version.reference, *trained_for)
         kept = {}
         for file in manifest["files"]:
             content = self._checked(version, manifest, file)
@@ -388,16 +391,33 @@ class Repository:
         with _naming(version):
             return bank_files.check_file(manifest, file, content)
 
-    def _check_weights(self, model: str, digest: str, reference: str) -> None:
-        present = self.model_spec(model).weights_digest
-        if present != digest:
+    def _check_model(self, model: str, reference: str, digest: str, preprocessing: Mapping[str, Any]) -> None:
+        """Raise WeightsMismatch where a bank was trained on other weights, or on images prepared in another way."""
+        spec = self.model_spec(model)
+        if spec.weights_digest != digest:
             raise WeightsMismatch(
-                f"bank {reference} was trained on weights {digest}; model {model!r} has weights {present}: "
+                f"bank {reference} was trained on weights {digest}; model {model!r} has weights {spec.weights_digest}: "
                 "train it anew",
                 bank=reference,
                 trained_on=digest,
-                present=present,
+                present=spec.weights_digest,
             )
+        # As JSON, both: it knows no tuples.
+        now, then = (json.loads(json.dumps(value)) for value in (spec.preprocessing.to_json(), dict(preprocessing)))
+        changed = [name for name, value in then.items() if now.get(name) != value]
+        if changed:
+            said = ", ".join(f"{name} {then[name]} (now {now.get(name)})" for name in sorted(changed))
+            raise WeightsMismatch(
+                f"bank {reference} was trained on images prepared with {said}; give model {model!r} that preprocessing "
+                "again, or train it anew",
+                bank=reference,
+            )
+
+    def workspace(self, model: str, layer: str, name: str) -> Path:
+        """Return the folder for unfinished work on a bank; nothing in it is served, and it need not exist."""
+        for what, value in (("model", model), ("layer", layer), ("bank", name)):
+            check_name(what, value)
+        return self.root / "work" / model / layer / name
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from concepts.codec import Codec, decode
+from concepts.codec import Codec
 from concepts.cut import Cut
 from offline.metrics import curves, dictionaries, fidelity, sparsity, usage
 from offline.metrics.reconstruction import ReconstructionError
@@ -52,8 +52,8 @@ def collect(
     found: dict[int, Evidence] = {}
     for batch in images:
         with torch.no_grad():
-            reconstruction = decode(codec, batch.codes)
-            reconstructed = cut.head(cut.unpositions(reconstruction).to(batch.a.dtype))
+            reconstructed = cut.head(batch.reconstruction)
+        reconstruction = cut.positions(batch.reconstruction)
         deletion = _deletion_masks(batch, importance)
         # Empty slots have no code, so that inserting them changes nothing.
         masks = torch.cat([deletion, 1 - deletion], dim=1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
+from concepts.bank import Exemplar
 from concepts.preprocessing import Box
-from offline.crops import CropGrid
 from offline.images import ImageFolder
 
 LARGEST_SIDE = 256
@@ -26,6 +27,24 @@ class Choice(NamedTuple):
     crop: int
     """Index within the image's grid."""
     activation: float
+
+
+class Excerpt(NamedTuple):
+    """Part of an image."""
+
+    key: str
+    box: Box
+    """In the image's pixels."""
+    activation: float
+
+
+class Drawn(NamedTuple):
+    """Exemplars, ready for a bank."""
+
+    exemplars: list[tuple[Exemplar, ...]]
+    """Of each concept."""
+    pictures: dict[str, bytes]
+    """By file."""
 
 
 def choose(codes: Tensor, crops_per_image: int, count: int) -> list[list[Choice]]:
@@ -68,28 +87,33 @@ def picture(image: Image.Image, box: Box) -> bytes:
     return file.getvalue()
 
 
-def draw(
-    folder: ImageFolder, keys: list[str], boxes: list[Box], grid: CropGrid, chosen: list[list[Choice]]
-) -> dict[tuple[int, int], tuple[bytes, Box]]:
-    """Return the picture and the box of each chosen crop, by (concept, place); images are opened one at a time.
+def draw(folder: ImageFolder, chosen: Sequence[Sequence[Excerpt]], first: int = 0) -> Drawn:
+    """Cut out the pictures of some concepts; images are opened one at a time, each once.
 
     Parameters
     ----------
-    folder, keys, boxes
-        The images that the choices index, and where in each its view lies.
-    grid
-        Where crops are.
+    folder
+        Where the images are.
     chosen
-        From ``choose``.
+        For each concept its exemplars, best first.
+    first
+        Id of the first of these concepts: files are named by it.
     """
-    wanted: dict[int, list[tuple[int, int, int]]] = {}
-    for concept, choices in enumerate(chosen):
-        for place, choice in enumerate(choices):
-            wanted.setdefault(choice.image, []).append((concept, place, choice.crop))
-    drawn = {}
-    for index, uses in sorted(wanted.items()):
-        image = folder.open(keys[index])
-        for concept, place, crop in uses:
-            box = grid.box(crop, boxes[index])
-            drawn[concept, place] = (picture(image, box), box)
-    return drawn
+    wanted: dict[str, list[tuple[int, int]]] = {}
+    for concept, excerpts in enumerate(chosen):
+        for place, excerpt in enumerate(excerpts):
+            wanted.setdefault(excerpt.key, []).append((concept, place))
+    pictures = {}
+    for key, uses in sorted(wanted.items()):
+        image = folder.open(key)
+        for concept, place in uses:
+            pictures[_file(first + concept, place)] = picture(image, chosen[concept][place].box)
+    named = [
+        tuple(Exemplar(_file(first + concept, place), *excerpt) for place, excerpt in enumerate(excerpts))
+        for concept, excerpts in enumerate(chosen)
+    ]
+    return Drawn(named, pictures)
+
+
+def _file(concept: int, place: int) -> str:
+    return f"exemplars/{concept:05d}-{place:02d}.webp"

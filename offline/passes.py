@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from concepts.codec import Codec, Codes, decode
@@ -22,8 +24,12 @@ class Explained:
     """Images of a batch, explained for their predicted class; R images, S concept slots."""
 
     keys: list[str]
+    views: NDArray[np.uint8]
+    """``[R, height, width, 3]``: what the model sees."""
     a: Tensor
     """Activations in the layer's layout, ``[R, …]``."""
+    reconstruction: Tensor
+    """From the codes, likewise."""
     logits: Tensor
     """``[R, n_classes]``."""
     targets: Tensor
@@ -33,7 +39,9 @@ class Explained:
     """``[R, S]``."""
 
 
-def explain(model: Model, cut: Cut, codec: Codec, stream: Stream, quota: dict[int, int]) -> Iterator[Explained]:
+def explain(
+    model: Model, cut: Cut, codec: Codec, stream: Stream, quota: dict[int, int], *, substitute: bool = False
+) -> Iterator[Explained]:
     """Explain images for their predicted classes, until each class has had its share.
 
     Parameters
@@ -44,6 +52,8 @@ def explain(model: Model, cut: Cut, codec: Codec, stream: Stream, quota: dict[in
         The images.
     quota
         How many images of each class to take; others are passed over.
+    substitute
+        Take the gradient at the reconstruction, as explanations do where it stands in.
     """
     left = dict(quota)
     for batch in stream:
@@ -53,12 +63,18 @@ def explain(model: Model, cut: Cut, codec: Codec, stream: Stream, quota: dict[in
         targets = logits.argmax(1)
         rows = _take(targets.tolist(), left)
         if rows:
-            gradient = cut.positions(gradient_of(targets)[rows])
+            gradient = None if substitute else gradient_of(targets)[rows]
             a, targets = a[rows], targets[rows]
             with torch.no_grad():
                 codes = codec.encode(cut.positions(a), targets)
-                contributions = codec.contributions(codes, gradient).total()
-            yield Explained([batch.keys[row] for row in rows], a, logits[rows], targets, codes, contributions)
+                reconstruction = cut.unpositions(decode(codec, codes)).to(a.dtype)
+            if gradient is None:
+                gradient = cut.head_gradient(reconstruction, targets)[1]
+            with torch.no_grad():
+                contributions = codec.contributions(codes, cut.positions(gradient)).total()
+            keys = [batch.keys[row] for row in rows]
+            views = batch.views[rows]
+            yield Explained(keys, views, a, reconstruction, logits[rows], targets, codes, contributions)
         if not any(left.values()):
             return
 

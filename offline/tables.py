@@ -32,7 +32,39 @@ _NAME_WIDTH = 20
 _COUNTS = {"training_images", "training_crops"}
 
 
+_BANK_COLUMNS = {
+    "accuracy": "accuracy",
+    "accuracy_reconstructed": "reconstructed",
+    "variance_explained": "var. explained",
+    "kl": "KL",
+    "l0_position": "L0",
+    "l0_image": "L0 image",
+    "concepts_for_80": "for 80 %",
+    "dead_share": "dead",
+    "always_on_share": "always on",
+    "consistency": "C²",
+    "stability": "stability",
+}
+
+
 def outcome(result: Outcome, class_names: tuple[str, ...]) -> Table:
+    """Return what a training came to: one row a class, or a bank where concepts belong to no class."""
+    return _by_class(result, class_names) if "classes" in result.bank.metrics else _by_bank(result)
+
+
+def _by_bank(result: Outcome) -> Table:
+    """Return one row a bank: size, and metrics on held-out images."""
+    table = Table("bank", "digest", "concepts", title_justify="left")
+    names = [name for name in _BANK_COLUMNS if any(name in bank.metrics["mean"] for bank in result.banks)]
+    for name in names:
+        table.add_column(_BANK_COLUMNS[name], justify="right")
+    for bank in result.banks:
+        cells = [_number(bank.metrics["mean"].get(name)) for name in names]
+        table.add_row(bank.reference, bank.digest[:12], str(len(bank.concepts)), *cells)
+    return table
+
+
+def _by_class(result: Outcome, class_names: tuple[str, ...]) -> Table:
     """Return one row a class: size, metrics on held-out images, the most important concepts."""
     table = Table(title=f"{result.bank.reference} @ {result.bank.digest[:12]}", title_justify="left")
     table.add_column("class", no_wrap=True)

@@ -11,6 +11,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
+_ROWS = 2048
+"""Rows of a dictionary that are compared with all at a time."""
+
 
 def hoyer(dictionary: Tensor) -> float:
     """Return the mean Hoyer sparsity of the rows: 0 for constant ones, 1 for a single non-zero entry.
@@ -31,8 +34,12 @@ def hoyer(dictionary: Tensor) -> float:
 def largest_cosine(dictionary: Tensor) -> float:
     """Return the largest cosine between two different rows of ``[K, C]``; 0 where there is one row only."""
     rows = functional.normalize(dictionary.double(), dim=1)
-    cosines = (rows @ rows.T).fill_diagonal_(-1.0)
-    return float(cosines.max()) if len(rows) > 1 else 0.0
+    largest = -1.0
+    for first in range(0, len(rows), _ROWS):  # all cosines of a large dictionary do not fit into memory
+        cosines = rows[first : first + _ROWS] @ rows.T
+        cosines.diagonal(first).fill_(-1.0)
+        largest = max(largest, float(cosines.max()))
+    return largest if len(rows) > 1 else 0.0
 
 
 def matched_cosine(first: Tensor, second: Tensor) -> float:
@@ -41,6 +48,17 @@ def matched_cosine(first: Tensor, second: Tensor) -> float:
     cosines = (unit[0] @ unit[1].T).cpu().numpy()
     rows, columns = linear_sum_assignment(-cosines)
     return float(np.mean(cosines[rows, columns]))
+
+
+def best_cosine(first: Tensor, second: Tensor) -> float:
+    """Return the mean cosine of the rows of one dictionary with their nearest in another, both ways; ``[K, C]``.
+
+    For dictionaries too large to be matched one to one; never smaller than ``matched_cosine``.
+    """
+    unit = [functional.normalize(dictionary.float(), dim=1) for dictionary in (first, second)]
+    nearest = [(rows @ unit[1].T).max(1).values for rows in unit[0].split(_ROWS)]
+    back = [(rows @ unit[0].T).max(1).values for rows in unit[1].split(_ROWS)]
+    return float((torch.cat(nearest).double().mean() + torch.cat(back).double().mean()) / 2)
 
 
 def stability(dictionaries: Sequence[Tensor]) -> float:

@@ -18,12 +18,17 @@ from offline.progress import Reporter
 class Outcome:
     """What a training came to."""
 
-    bank: Bank
-    """As published."""
+    banks: tuple[Bank, ...]
+    """As published, one or more."""
     skipped_classes: Mapping[str, str] = field(default_factory=dict)
     """Why a class has no concepts, by name."""
     skipped_images: Mapping[str, str] = field(default_factory=dict)
     """Why an image was left out, by key."""
+
+    @property
+    def bank(self) -> Bank:
+        """The first bank."""
+        return self.banks[0]
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Trainer:
     """One line of help."""
     config: type[TrainingConfig]
     train: Callable[[Repository, Any, Reporter], Outcome]
-    """Learn and publish a bank; the configuration is of the type above."""
+    """Learn and publish banks; the configuration is of the type above."""
 
 
 def trainers() -> list[Trainer]:

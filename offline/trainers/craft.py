@@ -10,8 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from concepts import devices
-from concepts.bank import Bank, Concept, Exemplar
+from concepts.bank import Bank, Concept
 from concepts.cut import Cut
 from concepts.errors import InvalidInput, NotTrainable
 from concepts.kinds.nmf import NmfCodec
@@ -21,12 +20,12 @@ from concepts.repository import Repository
 from offline import evaluation, exemplars, importance, localise, nmf, passes
 from offline.config import TrainingConfig
 from offline.crops import CropGrid
-from offline.images import ImageFolder, Stream, fingerprint, open_folder, shuffled, split
+from offline.images import fingerprint, shuffled
 from offline.importance import Importance
 from offline.metrics import dictionaries
 from offline.progress import Reporter
+from offline.task import Task, open_task
 from offline.trainers import Outcome, Trainer
-from offline.truth import read_truth
 
 
 class CraftConfig(TrainingConfig):
@@ -53,28 +52,11 @@ class CraftConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Task(Task[CraftConfig]):
     """What all steps of one training share."""
 
-    model: Model
-    cut: Cut
-    grid: CropGrid
-    training: ImageFolder
-    held_out: ImageFolder
-    config: CraftConfig
-    report: Reporter
-    skipped_images: dict[str, str] = field(default_factory=dict)
+    grid: CropGrid = field(kw_only=True)
     digests: dict[str, str] = field(default_factory=dict)
-
-    def stream(self, folder: ImageFolder, keys: Sequence[str], batch_size: int | None = None) -> Stream:
-        preprocessing = self.model.spec.preprocessing
-        return Stream(folder, keys, preprocessing, batch_size or self.config.batch_size, self.skipped_images)
-
-    def labels(self, folder: ImageFolder, keys: Sequence[str]) -> Tensor | None:
-        """Return the true classes of images; None if the folder of any does not tell."""
-        names = {name: index for index, name in enumerate(self.model.spec.class_names)}
-        indices = [names.get(folder.label(key) or "", -1) for key in keys]
-        return None if -1 in indices else torch.tensor(indices)
 
 
 @dataclass(frozen=True)
@@ -142,30 +124,24 @@ def train(repository: Repository, config: CraftConfig, report: Reporter) -> Outc
         metrics=metrics,
         configuration={"method": "craft", **task.config.record(), "device": task.model.device.type},
         data_fingerprint=fingerprint(task.digests),
+        preprocessing=task.model.spec.preprocessing.to_json(),
     )
     bank = repository.publish(bank, pictures)
     report("publishing", 1, 1)
-    return Outcome(bank, skipped, task.skipped_images)
+    return Outcome((bank,), skipped, task.skipped_images)
 
 
 def _prepare(repository: Repository, config: CraftConfig, report: Reporter) -> tuple[_Task, list[int]]:
     """Open everything that the training needs, and find the wanted classes."""
-    model = repository.load_model(config.model, devices.choose(config.device))
-    cut = model.cut(config.layer)
-    if not cut.non_negative:
-        raise _negative(model, config.layer)
-    view = model.spec.preprocessing
+    task = open_task(repository, config, report)
+    if not task.cut.non_negative:
+        raise _negative(task.model, config.layer)
+    view = task.model.spec.preprocessing
     patch_size = config.patch_size or min(64, min(view.height, view.width) // 2)
-    training = open_folder(config.images)
-    if isinstance(config.held_out, float):
-        training, held_out = split(training, config.held_out, config.seed)
-    else:
-        held_out = open_folder(config.held_out)
-    grid = _crop_grid(model, cut, patch_size, config.enlarge)
+    grid = _crop_grid(task.model, task.cut, patch_size, config.enlarge)
     config = config.model_copy(update={"patch_size": patch_size, "enlarge": grid.enlarge})
-    task = _Task(model, cut, grid, training, held_out, config, report)
-    chosen = dict.fromkeys(config.classes) or dict.fromkeys(model.spec.class_names)
-    return task, sorted(model.spec.class_index(name) for name in chosen)
+    wanted = task.classes()
+    return _Task(task.model, task.cut, task.training, task.held_out, config, report, grid=grid), wanted
 
 
 def _crop_grid(model: Model, cut: Cut, patch_size: int, enlarge: bool | None) -> CropGrid:
@@ -330,11 +306,10 @@ def _evaluate(
             extra = evaluation.concept_statistics(seen, labels)
             statistics[target] = [a | b for a, b in zip(statistics[target], extra, strict=True)]
     result: dict[str, Any] = {"mean": evaluation.mean_metrics(metrics.values()), "classes": metrics}
-    truth = read_truth(task.held_out.root)
-    if truth is not None:
-        probes = [key for key in keys if key in truth.rows][: config.truth_images]
-        measured = localise.localise(task.model, task.cut, codec, task.stream(task.held_out, probes), truth)
-        result |= {} if measured is None else {"localisation": measured}
+    measured = localise.localise_held_out(
+        task, codec, sum(len(i.contribution) for i in found.values()), keys, config.truth_images
+    )
+    result |= {} if measured is None else {"localisation": measured}
     task.report("evaluating", 1, 1)
     return result, statistics
 
@@ -347,17 +322,17 @@ def _concepts(
     pictures: dict[str, bytes] = {}
     for step, (target, lesson) in enumerate(learned.items()):
         task.report("drawing exemplars", step, len(learned))
-        chosen = exemplars.choose(lesson.codes, task.grid.count, task.config.exemplars)
-        drawn = exemplars.draw(task.training, lesson.keys, lesson.boxes, task.grid, chosen)
-        for concept, choices in enumerate(chosen):
-            number, shown = len(records), []
-            for place, choice in enumerate(choices):
-                file = f"exemplars/{number:05d}-{place:02d}.webp"
-                pictures[file], box = drawn[concept, place]
-                shown.append(Exemplar(file, lesson.keys[choice.image], box, choice.activation))
-            records.append(
-                Concept(number, class_index=target, statistics=statistics[target][concept], exemplars=tuple(shown))
-            )
+        chosen = [
+            [
+                exemplars.Excerpt(lesson.keys[c.image], task.grid.box(c.crop, lesson.boxes[c.image]), c.activation)
+                for c in best
+            ]
+            for best in exemplars.choose(lesson.codes, task.grid.count, task.config.exemplars)
+        ]
+        drawn = exemplars.draw(task.training, chosen, first=len(records))
+        pictures |= drawn.pictures
+        for shown, numbers in zip(drawn.exemplars, statistics[target], strict=True):
+            records.append(Concept(len(records), class_index=target, statistics=numbers, exemplars=shown))
     task.report("drawing exemplars", len(learned), len(learned))
     return tuple(records), pictures
 

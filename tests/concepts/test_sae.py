@@ -113,6 +113,7 @@ def test_sparse_codes_obey_the_laws_of_dense_ones() -> None:
     torch.testing.assert_close(codes.total(), same.total())
     torch.testing.assert_close(codes.peak(), same.peak())
     assert torch.equal(codes.active(), same.active())
+    assert torch.equal(codes.peak_position()[rows, slots], same.peak_position()[rows, slots])
     chosen = torch.tensor([2, 0, 2])
     torch.testing.assert_close(codes.rows(chosen).total(), codes.total()[chosen])
     # Components add up to the reconstruction, and a weight of zero takes one away.

@@ -68,7 +68,7 @@ def test_concepts_that_are_the_attributes_are_found(world):
     folder = open_folder(world)
     truth = read_truth(world)
     assert truth is not None
-    found = localise(model, model.cut("layer"), codec, Stream(folder, folder.keys, preprocessing, 5), truth)
+    found = localise(model, model.cut("layer"), codec, 3, Stream(folder, folder.keys, preprocessing, 5), truth)
     assert found is not None
     assert found["images"] == 12
     assert {name: record["concept"] for name, record in found["attributes"].items()} == {"red": 2, "green": 0}

@@ -1,0 +1,170 @@
+"""What trainers of banks whose concepts belong to no class share: judging, exemplars, publication."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from concepts.bank import Bank, Concept
+from concepts.codec import Codec
+from concepts.repository import Repository
+from offline import exemplars, localise, passes
+from offline.config import TrainingConfig
+from offline.encoders import open_encoder
+from offline.exemplars import Excerpt
+from offline.gallery import Gallery, most_active
+from offline.images import shuffled
+from offline.judging import Consistency, judge
+from offline.task import Task
+
+
+class FreeConfig(TrainingConfig):
+    """What decides how such banks are judged and shown."""
+
+    exemplars: int = Field(8, ge=0, description="Most exemplars of a concept.")
+    exemplar_concepts: int = Field(
+        2048, ge=0, description="Most concepts that get exemplars: those active on most held-out images."
+    )
+    exemplar_images: int = Field(5000, ge=1, description="Most training images to choose exemplars from.")
+    exemplar_side: int | None = Field(
+        None, ge=1, description="Side of an exemplar in pixels of the model's view; default: half the view."
+    )
+    truth_images: int = Field(200, ge=1, description="Most held-out images to compare with known attributes.")
+    encoder: str | None = Field(
+        None,
+        description="Encoder that judges consistency: MODEL/LAYER of the repository, or hub:dinov2_vits14; default: "
+        "consistency is not measured.",
+    )
+    encoder_images: int = Field(1000, ge=2, description="Most held-out images that the encoder sees.")
+
+
+Config = TypeVar("Config", bound=FreeConfig)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found out about a bank's concepts."""
+
+    metrics: dict[str, Any]
+    statistics: list[dict[str, float]]
+    """Of each concept."""
+    excerpts: list[list[Excerpt]]
+    """Of each concept, best first."""
+
+
+def judge_free(repository: Repository, task: Task[Config], codec: Codec, dictionary: Tensor) -> Judged:
+    """Measure a bank on held-out images, and choose its exemplars from training images.
+
+    Parameters
+    ----------
+    repository
+        Where the encoder is, if one is wanted.
+    task
+        The training.
+    codec
+        Of the bank, on the model's device.
+    dictionary
+        What its components point along, ``[K, C]``.
+    """
+    config, concepts = task.config, len(dictionary)
+    task.report("judging", 0, 1)
+    keys = shuffled(task.held_out.keys, config.seed)
+    quota = dict.fromkeys(task.classes(), config.held_out_per_class)
+    looks = None
+    if config.encoder is not None:
+        encoder = open_encoder(config.encoder, repository, task.model.device)
+        looks = Consistency(encoder, task.cut.layout, config.encoder_images)
+    stands_in = codec.substitutes and task.cut.dynamic
+    stream = task.stream(task.held_out, keys)
+    explained = passes.explain(task.model, task.cut, codec, stream, quota, substitute=stands_in)
+    judgement = judge(task.cut, codec, concepts, explained, looks)
+    labels = task.labels(task.held_out, judgement.keys)
+    metrics: dict[str, Any] = {"mean": judgement.metrics(dictionary, labels)}
+    statistics = judgement.statistics(labels)
+    if looks is not None:
+        scores = looks.scores(most_active(judgement.active_images, concepts), config.seed)
+        for concept, score in scores.items():
+            statistics[concept]["consistency"] = score
+        if scores:
+            metrics["mean"]["consistency"] = sum(scores.values()) / len(scores)
+    measured = localise.localise_held_out(task, codec, concepts, keys, config.truth_images)
+    metrics |= {} if measured is None else {"localisation": measured}
+    task.report("judging", 1, 1)
+    return Judged(metrics, statistics, _excerpts(task, codec, judgement.active_images))
+
+
+def publish_free(
+    repository: Repository,
+    task: Task[Config],
+    judged: Judged,
+    *,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    configuration: Mapping[str, Any],
+    data_fingerprint: str,
+    labels: Sequence[str] | None = None,
+) -> Bank:
+    """Publish a bank of kind ``sae`` with its pictures.
+
+    Parameters
+    ----------
+    repository, task, judged
+        Where, and from ``judge_free``.
+    name
+        Of the bank.
+    tensors
+        As of the kind.
+    configuration
+        What the configuration does not say.
+    data_fingerprint
+        Of the training images.
+    labels
+        Of the concepts, where they have names.
+    """
+    config, spec = task.config, task.model.spec
+    task.report("publishing", 0, 1)
+    drawn = exemplars.draw(task.training, judged.excerpts)
+    records = tuple(
+        Concept(index, "" if labels is None else labels[index], statistics=statistics, exemplars=shown)
+        for index, (statistics, shown) in enumerate(zip(judged.statistics, drawn.exemplars, strict=True))
+    )
+    bank = Bank(
+        kind="sae",
+        model=config.model,
+        layer=config.layer,
+        name=name,
+        weights_digest=spec.weights_digest,
+        channels=task.cut.layout.channels,
+        concepts=records,
+        tensors=tensors,
+        metrics=judged.metrics,
+        configuration={**config.record(), **configuration, "device": task.model.device.type},
+        data_fingerprint=data_fingerprint,
+        preprocessing=spec.preprocessing.to_json(),
+    )
+    bank = repository.publish(bank, drawn.pictures)
+    task.report("publishing", 1, 1)
+    return bank
+
+
+def _excerpts(task: Task[Config], codec: Codec, active_images: Tensor) -> list[list[Excerpt]]:
+    """Return what excites the concepts that are active most often."""
+    config, view = task.config, task.model.spec.preprocessing
+    side = config.exemplar_side or min(view.height, view.width) // 2
+    gallery = Gallery(len(active_images), config.exemplars, task.cut.layout, view, side)
+    keys = shuffled(task.training.keys, config.seed)[: config.exemplar_images] if config.exemplars else []
+    done = 0
+    for batch in task.stream(task.training, keys):
+        with torch.no_grad():
+            positions = task.cut.positions(task.cut.trunk(task.model.inputs(batch.views)))
+            codes = codec.encode(positions, torch.zeros(len(positions), dtype=torch.int64, device=positions.device))
+        gallery.add(batch.keys, batch.boxes, codes)
+        done += len(batch.keys)
+        task.report("choosing exemplars", min(done, len(keys) - 1), len(keys))
+    task.report("choosing exemplars", 1, 1)
+    return gallery.excerpts(most_active(active_images, config.exemplar_concepts))

@@ -1,0 +1,226 @@
+"""Judging a bank whose concepts belong to no class, on held-out images: sums over images, whatever their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from concepts.codec import EMPTY, Codec, Codes
+from concepts.cut import Cut
+from concepts.layout import Layout
+from offline.encoders import Encoder
+from offline.metrics import consistency, curves, dictionaries, fidelity, sparsity
+from offline.metrics.reconstruction import ReconstructionError
+from offline.passes import Explained, masked_targets
+
+CURVE = 25
+"""Concepts that are taken away or given back, of each image the ones that contribute most."""
+
+_IMAGES_A_CONCEPT = 16
+"""Most images on which a concept's consistency is measured."""
+
+
+@dataclass
+class Judgement:
+    """What was seen of K concepts; grows batch by batch, by what one batch needs and a few numbers a concept."""
+
+    concepts: int
+    positions: int
+    images: int = 0
+    error: ReconstructionError = field(default_factory=ReconstructionError)
+    logits: list[Tensor] = field(default_factory=list)
+    reconstructed: list[Tensor] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    needed: list[Tensor] = field(default_factory=list)
+    """Concepts for 80 % of the positive contribution, of each image."""
+    kept: list[Tensor] = field(default_factory=list)
+    """Whether the target is predicted, under each mask, ``[R, 2 · (CURVE + 1)]``."""
+    largest: list[Tensor] = field(default_factory=list)
+    """The concept that contributes most, of each image; −1 where there is none."""
+
+    def __post_init__(self) -> None:
+        self.active_images, self.active_positions, self.contribution, self.importance = torch.zeros(
+            4, self.concepts, dtype=torch.float64
+        )
+
+    def add(self, cut: Cut, codec: Codec, batch: Explained) -> None:
+        """Take in a batch."""
+        with torch.no_grad():
+            self.reconstructed.append(cut.head(batch.reconstruction).cpu())
+        self.images += len(batch.keys)
+        self.keys += batch.keys
+        self.logits.append(batch.logits.cpu())
+        self.error.add(cut.positions(batch.a), cut.positions(batch.reconstruction))
+        self.kept.append(_kept(cut, codec, batch))
+        self.needed.append(sparsity.concepts_for_share(batch.contributions.cpu()))
+        ids, contributions = batch.codes.ids.cpu(), batch.contributions.cpu().double()
+        best = contributions.masked_fill(ids == EMPTY, -torch.inf).argmax(1, keepdim=True)
+        self.largest.append(ids.gather(1, best).squeeze(1))
+        active = batch.codes.active().cpu()
+        used = ids != EMPTY
+        for sums, values in (
+            (self.active_images, (active > 0).double()),
+            (self.active_positions, active.double()),
+            (self.contribution, contributions),
+            (self.importance, contributions.abs()),
+        ):
+            sums.index_add_(0, ids[used], values[used])
+
+    def metrics(self, dictionary: Tensor, labels: Tensor | None) -> dict[str, float]:
+        """Return the metrics by name (methods section 6).
+
+        Parameters
+        ----------
+        dictionary
+            What components point along, ``[K, C]``.
+        labels
+            True classes of the images, int64 ``[N]``, or None where they are not known.
+        """
+        logits, reconstructed = torch.cat(self.logits), torch.cat(self.reconstructed)
+        deletion, insertion = torch.cat(self.kept).double().mean(0).split(CURVE + 1)
+        share = self.active_images / self.images
+        known = {}
+        if labels is not None:
+            known["accuracy"] = fidelity.accuracy(logits, labels)
+            known["accuracy_reconstructed"] = fidelity.accuracy(reconstructed, labels)
+        active = float(self.active_positions.sum())
+        return {
+            "images": float(self.images),
+            "relative_error": self.error.relative_error(),
+            "mse": self.error.mse(),
+            "variance_explained": self.error.variance_explained(),
+            "kl": float(fidelity.kl_divergence(logits, reconstructed).mean()),
+            "top1_agreement": fidelity.agreement(logits, reconstructed),
+            **known,
+            f"deletion_aopc_{CURVE}": curves.deletion_aopc(deletion),
+            f"insertion_auc_{CURVE}": curves.insertion_auc(insertion),
+            "gini": sparsity.gini(self.importance),
+            "code_density": active / (self.images * self.positions * self.concepts),
+            "l0_position": active / (self.images * self.positions),
+            "l0_image": float(self.active_images.sum()) / self.images,
+            "concepts_for_80": float(torch.cat(self.needed).double().mean()),
+            "alive_share": float((share > 0).double().mean()),
+            "dead_share": float((share == 0).double().mean()),
+            "always_on_share": float((share > sparsity.ALWAYS_ON).double().mean()),
+            "hoyer": dictionaries.hoyer(dictionary),
+            "largest_cosine": dictionaries.largest_cosine(dictionary),
+        }
+
+    def statistics(self, labels: Tensor | None) -> list[dict[str, float]]:
+        """Return statistics of each concept; parameters as of ``metrics``."""
+        largest = torch.cat(self.largest)
+        decided = torch.bincount(largest[largest != EMPTY], minlength=self.concepts).double()
+        columns = {
+            "active_share": self.active_images / self.images,
+            "contribution": self.contribution / self.images,
+            "importance": self.importance / self.images,
+            "prevalence": decided / self.images,
+        }
+        if labels is not None:
+            right = (torch.cat(self.logits).argmax(1) == labels) & (largest != EMPTY)
+            correct = torch.bincount(largest[right], minlength=self.concepts).double()
+            columns["reliability"] = correct / decided  # NaN where nothing was decided: left out below
+        return [
+            {name: float(column[k]) for name, column in columns.items() if not column[k].isnan()}
+            for k in range(self.concepts)
+        ]
+
+
+def judge(
+    cut: Cut, codec: Codec, concepts: int, images: Iterable[Explained], looks: Consistency | None = None
+) -> Judgement:
+    """Look at held-out images.
+
+    Parameters
+    ----------
+    cut, codec
+        Where the model is cut, and the bank's codec.
+    concepts
+        How many the bank holds, K.
+    images
+        Explained batches.
+    looks
+        Sees them, too.
+    """
+    judgement = Judgement(concepts, cut.layout.positions)
+    for batch in images:
+        judgement.add(cut, codec, batch)
+        if looks is not None:
+            looks.add(batch)
+    return judgement
+
+
+def _kept(cut: Cut, codec: Codec, batch: Explained) -> Tensor:
+    """Return whether the target is predicted without, and with only, the 0 … 25 concepts that contribute most."""
+    slots = batch.contributions.shape[1]
+    rank = batch.contributions.argsort(dim=1, descending=True, stable=True).argsort(1)
+    steps = torch.arange(CURVE + 1, device=rank.device).clamp_max(slots).view(1, -1, 1)
+    deletion = (rank.unsqueeze(1) >= steps).double()
+    masks = torch.cat([deletion, 1 - deletion], dim=1)
+    return masked_targets(cut, codec, batch.codes, masks, batch.targets)[1].cpu()
+
+
+class Consistency:
+    """How consistent concepts are to an encoder: the images that excite each most, against images drawn at random.
+
+    Parameters
+    ----------
+    encoder
+        The judge.
+    layout
+        Of the layer.
+    images
+        Most images to look at: their features stay in memory.
+    """
+
+    def __init__(self, encoder: Encoder, layout: Layout, images: int) -> None:
+        self._encoder, self._layout, self._left = encoder, layout, images
+        self._features: list[Tensor] = []
+        self._codes: list[Codes] = []
+
+    def add(self, batch: Explained) -> None:
+        """Take in a batch."""
+        count = min(self._left, len(batch.keys))
+        if count:
+            self._left -= count
+            self._features.append(self._encoder(batch.views[:count]))
+            self._codes.append(batch.codes.rows(torch.arange(count, device=batch.a.device)).to("cpu"))
+
+    def scores(self, chosen: Sequence[int], seed: int = 0) -> dict[int, float]:
+        """Return each chosen concept's score above its baseline (FaCT's C²); concepts active in one image have none.
+
+        The baseline lays the concept's own maps over images drawn at random: what any region of that shape would get.
+        """
+        features = torch.cat(self._features)
+        mean = features.mean((0, 2, 3))
+        generator = torch.Generator().manual_seed(seed)
+        scores = {}
+        for concept in chosen:
+            rows, maps = self._maps(concept)
+            if len(rows) < 2:
+                continue
+            activations = maps.sum((1, 2))
+            best = activations.argsort(descending=True, stable=True)[:_IMAGES_A_CONCEPT]
+            rows, maps, activations = rows[best], maps[best], activations[best]
+            elsewhere = torch.randint(len(features), (len(rows),), generator=generator)
+            own, other = (
+                consistency.consistency(consistency.regions(maps, features[place], mean), activations)
+                for place in (rows, elsewhere)
+            )
+            scores[concept] = own - other
+        return scores
+
+    def _maps(self, concept: int) -> tuple[Tensor, Tensor]:
+        """Return the images where a concept is active, and its maps there, ``[M]`` and ``[M, h, w]``."""
+        images, maps, first = [], [], 0
+        for codes in self._codes:
+            rows, slots = (codes.ids == concept).nonzero(as_tuple=True)
+            found = codes.maps(rows, slots)[:, self._layout.tokens :].clamp_min(0)
+            seen = found.any(1)
+            images.append(first + rows[seen])
+            maps.append(found[seen].unflatten(1, self._layout.grid))
+            first += len(codes.ids)
+        return torch.cat(images), torch.cat(maps)
