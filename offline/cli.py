@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,8 +22,11 @@ from concepts.errors import CorruptData, InvalidInput, InvalidModel, WhenceError
 from concepts.repository import Repository
 from offline import tables
 from offline.export import Export, export
-from offline.options import option_of
+from offline.images import open_folder
+from offline.options import Option, option_of
 from offline.registration import Candidate, Request, complete
+from offline.store.harvest import harvest
+from offline.store.settings import HarvestSettings
 from offline.trainers import Trainer, trainers
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -37,6 +40,8 @@ Trust = Annotated[
     list[str] | None, typer.Option("--trust", help="Package whose factories a model may name; may be repeated.")
 ]
 
+
+_REQUIRED = inspect.Parameter.empty
 
 _PIPE_WIDTH = 200
 """Characters a line where there is no terminal."""
@@ -86,25 +91,60 @@ def _add_trainer(trainer: Trainer) -> None:
             with _Bars() as bars:
                 result = trainer.train(repository, config, bars)
             _print(tables.outcome(result, repository.model_spec(config.model).class_names))
-            for key, reason in list(result.skipped_images.items())[:10]:
-                typer.echo(f"skipped image {key}: {reason}", err=True)
-            if result.skipped_images:
-                typer.echo(f"{len(result.skipped_images)} images were skipped", err=True)
+            _tell_skipped(result.skipped_images)
 
-    annotations = {"repository": Root, "trust": Trust, **{name: field.annotation for name, field in fields.items()}}
-    defaults = {"trust": None, **{name: field.default for name, field in fields.items()}}
+    _take(command, {"repository": (Root, _REQUIRED), "trust": (Trust, None)}, fields)
+    train_app.command(trainer.name, help=trainer.summary)(command)
+
+
+def _take(command: Callable[..., None], own: Mapping[str, tuple[Any, Any]], fields: Mapping[str, Option]) -> None:
+    """Let typer see options of a command's own, by annotation and default, and those of a configuration's fields."""
+    options = {**own, **{name: (field.annotation, field.default) for name, field in fields.items()}}
     parameters = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=defaults.get(name, inspect.Parameter.empty),
-            annotation=annotation,
-        )
-        for name, annotation in annotations.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in options.items()
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = annotations
-    train_app.command(trainer.name, help=trainer.summary)(command)
+    command.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
+
+
+def _add_harvest() -> None:
+    """Make the sub-command whose options are the fields of a harvest's settings."""
+    fields = {name: option_of(name, info) for name, info in HarvestSettings.model_fields.items()}
+
+    def command(
+        model: str, repository: str, layer: str, images: str, store: Path, device: str, trust: list[str] | None,
+        **values: Any,
+    ) -> None:  # fmt: skip
+        with _plain_errors():
+            settings = HarvestSettings(**{name: fields[name].read(value) for name, value in values.items()})
+            loaded = _open(repository, trust).load_model(model, devices.choose(device))
+            with _Bars() as bars:
+                found = harvest(loaded, loaded.cut(layer), open_folder(images), store, settings, bars)
+            _print(tables.store(found))
+            _tell_skipped(found.skipped)
+
+    own = {
+        "model": (Annotated[str, typer.Argument(help="Name of the model in the repository.")], _REQUIRED),
+        "repository": (Root, _REQUIRED),
+        "layer": (Annotated[str, typer.Option(help="Layer to harvest; see `whence-bank layers`.")], _REQUIRED),
+        "images": (
+            Annotated[str, typer.Option(help="Folder of images; also s3://bucket/… or gs://bucket/….")],
+            _REQUIRED,
+        ),
+        "store": (Annotated[Path, typer.Option(help="Folder for the vectors; work that stopped goes on.")], _REQUIRED),
+        "device": (Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N.")], "auto"),
+        "trust": (Trust, None),
+    }
+    _take(command, own, fields)
+    app.command("harvest", help="Store activation vectors of a layer, to train on them more than once.")(command)
+
+
+def _tell_skipped(images: Mapping[str, str]) -> None:
+    for key, reason in list(images.items())[:10]:
+        typer.echo(f"skipped image {key}: {reason}", err=True)
+    if images:
+        typer.echo(f"{len(images)} images were skipped", err=True)
 
 
 @model_app.command("add")
@@ -351,6 +391,7 @@ def _json_object(text: str) -> dict[str, Any]:
 def _register() -> None:
     for trainer in trainers():
         _add_trainer(trainer)
+    _add_harvest()
 
 
 _register()

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Annotated, Any, Union
 
 import typer
+from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 
@@ -29,14 +30,14 @@ def option_of(name: str, field: FieldInfo) -> Option:
     """Return the option ``--name`` for a field, with the field's description as its help.
 
     A tuple becomes a repeatable option that also takes comma lists; a union of a number and a path becomes text,
-    which the configuration itself reads.
+    which the configuration itself reads, and so does a size in bytes.
     """
     help_ = typer.Option(help=field.description)
     default = inspect.Parameter.empty if field.is_required() else field.default
     if typing.get_origin(field.annotation) is tuple:
         return Option(Annotated[list[str] | None, help_], None, _comma_list)
     kind = _simple(field.annotation)
-    if kind is str and not isinstance(default, str) and default is not inspect.Parameter.empty:
+    if kind is str and not isinstance(default, str) and default not in (None, inspect.Parameter.empty):
         default = str(default)
     optional = field.annotation is not kind and default is None
     return Option(Annotated[(kind | None) if optional else kind, help_], default, lambda value: value)
@@ -45,9 +46,9 @@ def option_of(name: str, field: FieldInfo) -> Option:
 def _simple(annotation: Any) -> Any:
     """Return the one type that a command line reads for a field."""
     parts = [part for part in typing.get_args(annotation) if part is not type(None)]
-    if typing.get_origin(annotation) not in (Union, UnionType):
-        return annotation
-    return parts[0] if len(parts) == 1 else str
+    if typing.get_origin(annotation) in (Union, UnionType):
+        annotation = parts[0] if len(parts) == 1 else str
+    return str if annotation is ByteSize else annotation
 
 
 def _comma_list(values: list[str] | None) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from concepts.cut import CutLayer
 from concepts.model import ModelSpec
 from concepts.preprocessing import Preprocessing
 from concepts.repository import BankSummary
+from offline.store.plan import in_words
+from offline.store.reading import Store
 from offline.trainers import Outcome
 
 _CLASS_COLUMNS = {
@@ -78,6 +80,28 @@ def _by_class(result: Outcome, class_names: tuple[str, ...]) -> Table:
     table.add_row("mean", *_cells(metrics["mean"]), "")
     for name, reason in result.skipped_classes.items():
         table.add_row(name, *[""] * len(_CLASS_COLUMNS), f"[yellow]skipped:[/] {reason}")
+    return table
+
+
+def store(found: Store) -> Table:
+    """Return what was harvested: one row a fact."""
+    plan = found.plan
+    positions = f"{plan.positions} an image, {plan.sampling}"
+    if plan.positions < plan.positions_wanted:
+        positions += f" ({plan.positions_wanted} would not fit the disk budget)"
+    table = Table(
+        "fact", "value", title=f"{plan.model}/{plan.layer} @ {plan.weights_digest[:12]}", title_justify="left"
+    )
+    rows = {
+        "vectors": f"{len(found):,} of {found.channels} channels, {plan.dtype}",
+        "positions": positions,
+        "images": f"{found.images:,}",
+        "skipped": f"{len(found.skipped):,}",
+        "bytes": f"{found.bytes:,} ({in_words(found.bytes)})",
+        "data": found.data_fingerprint,
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
     return table
 
 
