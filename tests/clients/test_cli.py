@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -18,7 +20,7 @@ import whence
 from tests.clients.test_client import BANK, CONCEPT, HELD, MODEL
 from tests.data import real_data
 from whence import _commands, cli
-from whence.testing import FakeServer
+from whence.testing import FakeServer, make_explanation
 
 Run = Callable[..., Result]
 README = Path(whence.__file__).parents[1] / "README.md"
@@ -76,8 +78,32 @@ def test_explain_passes_every_option_on(run: Run, photo: str, server: FakeServer
     answer = json.loads(done.stdout)
     assert [concept["id"] for concept in answer["concepts"]] == [0, 7]
     assert set(answer["concepts"][0]["maps"]) == {"activation", "contribution"}
+    assert not sent.colours
     run("explain", photo, "--bank", BANK, "--target", "12")
     assert server.calls[1].request.target.index == 12
+
+
+def test_explain_shows_input_maps_in_colours(run: Run, photo: str, server: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "why.png"
+    arguments = ("explain", photo, "--bank", BANK, "--maps", "input", "--colours")
+    done = run(*arguments, "--save", str(path))
+    assert done.exit_code == 0, done.output
+    assert "Input maps: exact" in done.output
+    assert server.calls[0].request.options.colours
+    assert path.read_bytes().startswith(b"\x89PNG")
+    answer = json.loads(run(*arguments, "--top-k", "1", "--json").stdout)
+    assert np.shape(answer["concepts"][0]["maps"]["input"]["colours"]) == (28, 28, 4)
+    assert answer["faithfulness"]["input_maps"]["exactness"] == "exact"
+
+
+def test_explain_says_which_logit_is_explained(run: Run, photo: str, server: FakeServer) -> None:
+    explanation = make_explanation()
+    report = replace(explanation.faithfulness, explained_logit=3.21)
+    target = replace(explanation.target, logit=3.18)
+    server.explain = lambda request: replace(explanation, substitute=True, target=target, faithfulness=report)
+    done = run("explain", photo, "--bank", BANK)
+    assert "explained logit 3.21 of the reconstruction (the model's own: 3.18)" in done.output
+    assert "Left over of the explained logit 3.21" in done.output
 
 
 def test_explain_saves_a_picture(run: Run, photo: str, tmp_path: Path) -> None:
@@ -194,6 +220,7 @@ def test_every_class_of_failure_has_a_code_and_every_code_is_documented() -> Non
     [
         (("explain", "/nowhere.jpg", "--bank", "b"), 2, "Cannot read /nowhere.jpg"),
         (("explain", "{photo}", "--bank", "b", "--maps", "heat"), 2, "'contribution'"),
+        (("explain", "{photo}", "--bank", "b", "--colours"), 2, "maps='input'"),
         (("explain", "{photo}", "--bank", "b", "--save", "/nowhere/why.png"), 2, "Cannot write"),
         (("explain", "{photo}", "--bank", "b", "--save", "why.docx"), 2, "docx"),
         (("concept", BANK, "8"), 3, "no concept 8"),

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ CONCEPT = whence.Concept(
 
 
 def test_an_explanation_comes_back_whole(client: whence.Client, image: NDArray[np.uint8]) -> None:
-    got = client.explain(image, bank=BANK, maps=("activation", "contribution"))
+    got = client.explain(image, bank=BANK, maps=("activation", "contribution", "input"), colours=True)
     # float32 on the wire: the fake's numbers are rounded once.
     sent = make_explanation()
     assert got.target.name == "tabby"
@@ -54,6 +55,7 @@ def test_an_explanation_comes_back_whole(client: whence.Client, image: NDArray[n
         assert ours.contribution == np.float32(theirs.contribution)
         assert ours.maps == theirs.maps
         assert ours.maps["contribution"].values.sum() == pytest.approx(ours.contribution, rel=1e-2)
+        assert ours.maps["input"].values.sum() == pytest.approx(ours.activation, rel=1e-5)
     assert len(got.request_id) == 32
     total = sum(concept.contribution for concept in got.concepts) + got.unlisted
     report = got.faithfulness
@@ -82,6 +84,27 @@ def test_what_the_server_is_asked(server: FakeServer, client: whence.Client, ima
     client.explain(image, bank=BANK, target=np.int64(3), maps=())
     assert server.calls[1].request.target.index == 3
     assert server.calls[1].metadata["request_id"] != call.metadata["request_id"]
+
+
+@pytest.mark.parametrize("maps", ["input", ("input",), ("activation", "input")])
+@pytest.mark.parametrize("colours", [False, True])
+def test_input_maps_come_in_single_precision_and_in_colours_where_asked_for(
+    maps: Any, colours: bool, server: FakeServer, client: whence.Client, image: NDArray[np.uint8]
+) -> None:
+    alone = client.explain(image, bank=BANK, maps=maps, colours=colours)
+    (outcome,) = client.explain_many([image], bank=BANK, maps=maps, colours=colours)
+    for call, got in zip(server.calls, (alone, outcome.result()), strict=True):
+        assert call.request.options.map_encoding == explanation_pb2.MAP_ENCODING_FLOAT32
+        assert call.request.options.colours is colours
+        assert got.faithfulness.input_maps == make_explanation().faithfulness.input_maps
+        for ours, theirs in zip(got.concepts, make_explanation().concepts, strict=True):
+            assert set(ours.maps) == ({maps} if isinstance(maps, str) else set(maps))
+            found, expected = ours.maps["input"], theirs.maps["input"]
+            assert np.array_equal(found.values, expected.values)
+            assert (found == expected) is colours
+            assert (found.colours is not None) is colours
+    without = client.explain(image, bank=BANK)
+    assert without.faithfulness.input_maps is None
 
 
 def test_all_calls_carry_the_application_and_a_token(server: FakeServer, image: NDArray[np.uint8]) -> None:
@@ -138,8 +161,9 @@ def test_the_inventory(server: FakeServer, client: whence.Client) -> None:
         ({"target": 1.5}, "target"),
         ({"order": "size"}, "'contribution', 'activation'"),
         ({"estimator": "guess"}, "'integrated'"),
-        ({"maps": "activation"}, r"maps=\('activation',\)"),
+        ({"maps": "heat"}, "'input'"),
         ({"maps": ("heat",)}, "'input'"),
+        ({"maps": ("activation",), "colours": True}, "maps='input'"),
         ({"map_size": "huge"}, "'grid'"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"timeout_s": float("inf")}, "timeout_s"),

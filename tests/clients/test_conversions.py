@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
+from PIL import Image
 
 import whence
 from whence import _answers, _fake_answers, _json, _requests
+from whence.testing import make_explanation
 from whence.v1 import bank_pb2, explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -42,14 +45,23 @@ def fill(message: Message, numbers: Iterator[int]) -> None:
 def make_coherent(message: Message, numbers: Iterator[int]) -> None:
     """Mend fields that depend on one another."""
     if isinstance(message, explanation_pb2.Map):
-        message.height, message.width, message.encoding = 2, MAP_SIDE, explanation_pb2.MAP_ENCODING_FLOAT16
-        message.data = (np.arange(2 * MAP_SIDE) + next(numbers)).astype("<f2").tobytes()
+        message.height, message.width, message.encoding = 2, MAP_SIDE, explanation_pb2.MAP_ENCODING_FLOAT32
+        message.data = (np.arange(2 * MAP_SIDE) + next(numbers) + 1e-3).astype("<f4").tobytes()
+        message.colours = picture("RGBA", (2, MAP_SIDE, 4), next(numbers))
     if isinstance(message, service_pb2.InterveneResponse):
         for was, now in zip(message.before, message.after, strict=True):
             now.index = was.index
     if isinstance(message, explanation_pb2.ConceptScore):
         for kind, item in zip(itertools.count(1), message.maps, strict=False):
             item.kind = kind  # type: ignore[assignment]
+
+
+def picture(mode: str, shape: tuple[int, ...], number: int = 0) -> bytes:
+    """A PNG of pixels that are all different."""
+    pixels = (np.arange(np.prod(shape)) + number).astype(np.uint8).reshape(shape)
+    file = io.BytesIO()
+    Image.fromarray(pixels, mode).save(file, "PNG")
+    return file.getvalue()
 
 
 def leaf(field: FieldDescriptor, numbers: Iterator[int]) -> Any:
@@ -111,10 +123,11 @@ def test_every_absent_field_stays_absent() -> None:
     record = _answers.explanation(message, "", None)
     report = record.faithfulness
     optional = {field.name for field in explanation_pb2.FaithfulnessReport.DESCRIPTOR.fields if field.has_presence}
-    assert len(optional) == 6
+    assert len(optional) == 7
     assert all(getattr(report, name) is None for name in optional)
     assert record.unexplained is None
-    assert record.concepts[0].maps["activation"].class_token is None
+    found = record.concepts[0].maps["activation"]
+    assert (found.class_token, found.colours) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +180,17 @@ def test_values_from_a_newer_service_do_no_harm() -> None:
     [
         explanation_pb2.Map(kind=1, height=2, width=3, data=b"\0" * 11),  # type: ignore[arg-type]
         explanation_pb2.Map(kind=1, encoding=explanation_pb2.MAP_ENCODING_PNG_OVERLAY),  # type: ignore[arg-type]
+        explanation_pb2.Map(kind=1, encoding=3, height=2, width=3, data=b"\0" * 12),  # type: ignore[arg-type]
+        explanation_pb2.Map(kind=1, encoding=99),  # type: ignore[arg-type]
+        *(
+            explanation_pb2.Map(kind=3, height=2, width=3, data=b"\0" * 12, colours=colours)  # type: ignore[arg-type]
+            for colours in (
+                b"no picture",
+                picture("RGBA", (2, 3, 4))[:48],
+                picture("RGBA", (3, 2, 4)),
+                picture("RGB", (2, 3, 3)),
+            )
+        ),
     ],
 )
 def test_a_map_that_is_not_what_it_says_is_refused(broken: explanation_pb2.Map) -> None:
@@ -185,6 +209,7 @@ def test_every_option_reaches_the_request() -> None:
         maps=("contribution", "input", "contribution"),
         map_size="image",
         substitute=False,
+        colours=True,
     )
     assert question.bank == "m/l/n@ab"
     assert question.target == explanation_pb2.Target(name="tabby")
@@ -196,6 +221,20 @@ def test_every_option_reaches_the_request() -> None:
     assert list(options.maps) == [explanation_pb2.MAP_KIND_CONTRIBUTION, explanation_pb2.MAP_KIND_INPUT]
     assert options.map_size == explanation_pb2.MAP_SIZE_IMAGE
     assert options.substitute is False
+    assert options.map_encoding == explanation_pb2.MAP_ENCODING_FLOAT32
+    assert options.colours is True
+
+
+@pytest.mark.parametrize("encoding", [explanation_pb2.MAP_ENCODING_FLOAT16, explanation_pb2.MAP_ENCODING_FLOAT32])
+def test_numbers_of_either_precision_are_read(encoding: explanation_pb2.MapEncoding) -> None:
+    record = make_explanation()
+    read = _answers.explanation(_fake_answers.explanation(record, encoding), "", None)
+    half = encoding == explanation_pb2.MAP_ENCODING_FLOAT16
+    for ours, theirs in zip(read.concepts, record.concepts, strict=True):
+        for kind, expected in theirs.maps.items():
+            values = expected.values.astype(np.float16) if half else expected.values
+            assert np.array_equal(ours.maps[kind].values, values)
+            assert ours.maps[kind].values.dtype == np.float32
 
 
 def test_maps_are_read_only_and_compare_by_value() -> None:
@@ -207,8 +246,19 @@ def test_maps_are_read_only_and_compare_by_value() -> None:
     assert values.dtype == np.float32
     with pytest.raises(ValueError, match="read-only"):
         values[0, 0] = 1
-    other = whence.ConceptMap(values + 1)
-    assert other != one.concepts[0].maps["activation"]
+    colours = one.concepts[0].maps["activation"].colours
+    assert colours is not None
+    assert (colours.dtype, colours.shape) == (np.uint8, (2, MAP_SIDE, 4))
+    with pytest.raises(ValueError, match="read-only"):
+        colours[0, 0] = 1
+    token = one.concepts[0].maps["activation"].class_token
+    for other in (
+        whence.ConceptMap(values + 1, token, colours),
+        whence.ConceptMap(values, token, 255 - colours),
+        whence.ConceptMap(values, token),
+        whence.ConceptMap(values, None, colours),
+    ):
+        assert other != one.concepts[0].maps["activation"]
 
 
 def test_json_holds_every_field_but_the_image() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import io
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,37 @@ def test_signed_maps_take_the_colours_of_the_bars(sign: int, warm: bool, tmp_pat
     assert (warmth < -60).any() == (not warm)
 
 
+def test_input_maps_are_drawn_on_grey_with_their_sign(tmp_path: Path) -> None:
+    values = np.zeros((64, 64), np.float32)
+    values[8:24, 8:24], values[40:56, 40:56] = 1, -1
+    score = replace(spot(0, 0, (1, 1)), maps={"input": whence.ConceptMap(values)})
+    colourful = np.full((64, 64, 3), (250, 30, 40), np.uint8)  # as red as positive values
+    picture = drawn(explain(colourful, view=whence.Box(0, 0, 64, 64), concepts=(score,)), tmp_path)
+    middle = picture[:, 490:1340]  # the overlays' columns
+    warmth = middle[..., 0] - middle[..., 2]
+    red, blue = np.argwhere(warmth > 100), np.argwhere(warmth < -100)
+    assert len(red) == pytest.approx(len(blue), rel=0.1)  # one scale for both
+    assert (red.max(axis=0) < blue.min(axis=0)).all()  # each at its place
+    grey = (np.ptp(middle, axis=2) < 5) & (middle.min(axis=2) < 240) & (middle.min(axis=2) > 150)
+    assert grey.sum() > 8 * len(red)
+
+
+def test_colours_are_drawn_over_white_where_they_are(tmp_path: Path) -> None:
+    colours = np.zeros((16, 16, 4), np.uint8)
+    colours[4:12, 4:12] = (0, 200, 0, 255)
+    colours[:4] = (255, 0, 0, 0)  # transparent: not to be seen
+    found = whence.ConceptMap(np.ones((16, 16), np.float32), None, colours)
+    score = replace(spot(0, 0, (1, 1)), maps={"input": found})
+    # The model saw the right half.
+    explanation = explain(np.zeros((64, 128, 3), np.uint8), view=whence.Box(64, 0, 128, 64), concepts=(score,))
+    picture = drawn(explanation, tmp_path)[:, 490:1340]
+    rows, columns = np.nonzero((picture == (0, 200, 0)).all(axis=2))
+    height, width = np.ptp(rows), np.ptp(columns)
+    assert height == pytest.approx(width, rel=0.1)  # a square, not stretched with the image
+    assert len(rows) > 0.8 * height * width
+    assert not ((picture[..., 0] > 100) & (picture[..., 1] < 50)).any()
+
+
 @pytest.mark.parametrize(
     "name",
     ["n01630670_common_newt", "n01614925_bald_eagle", "n02692877_airship", "n01871265_tusker", "n02514041_barracouta"],
@@ -156,9 +189,9 @@ def test_labels_may_hold_anything(tmp_path: Path) -> None:
     target = whence.ClassScore(0, "$x_" + "y" * 200, 1.0, 0.5)
     explanation = explain(np.zeros((9, 9, 3), np.uint8), concepts=concepts, target=target, predictions=(target,))
     explanation.save(tmp_path / "why.svg")
-    html = explanation._repr_html_()
-    assert "<b>bold" not in html
-    assert "&lt;b&gt;bold" in html
+    page = explanation._repr_html_()
+    assert "<b>bold" not in page
+    assert "&lt;b&gt;bold" in page
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "pdf", "svg", "webp"])
@@ -174,8 +207,9 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     explanation = explain(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(whence.InvalidArgument, match="png"):
         explanation.save(tmp_path / "why.docx")
+    bare = replace(explanation, concepts=(spot(0, 0, (2, 2)),))
     with pytest.raises(whence.InvalidArgument, match=r"maps=\('input',\)"):
-        explanation.save(tmp_path / "why.png", kind="input")
+        bare.save(tmp_path / "why.png", kind="input")
     with pytest.raises(whence.InvalidArgument, match="no image"):
         make_explanation().save(tmp_path / "why.png")
     with pytest.raises(FileNotFoundError):
@@ -205,9 +239,9 @@ def test_notebooks_get_a_picture_and_a_table() -> None:
     assert png is not None
     with Image.open(io.BytesIO(png)) as picture:
         assert picture.width == 13 * 80
-    html = explanation._repr_html_()
-    assert html.count("<img ") == 1
-    assert html.count("<tr>") == 1 + 5 + 2
+    page = explanation._repr_html_()
+    assert page.count("<img ") == 1
+    assert page.count("<tr>") == 1 + 5 + 2
     assert make_explanation()._repr_png_() is None
     assert "<img" not in make_explanation()._repr_html_()
 
@@ -218,6 +252,19 @@ def test_the_line_for_a_prompt() -> None:
     assert len(line) < 250
     for part in ("tabby", "p=0.750", "pointed ear", "fake/layer/bank@bbbbbbbbbbbb"):
         assert part in line
+
+
+def test_the_logit_that_is_explained_is_said_to_be_the_reconstructions() -> None:
+    own = make_explanation()
+    report = replace(own.faithfulness, explained_logit=3.21)
+    target = replace(own.target, logit=3.18)
+    substituted = replace(own, substitute=True, target=target, faithfulness=report)
+    says = "explained logit 3.21 of the reconstruction (the model's own: 3.18)"
+    assert says in repr(substituted)
+    assert says in html.unescape(substituted._repr_html_())
+    for other in (own, replace(substituted, substitute=False)):
+        assert "the reconstruction (" not in repr(other) + other._repr_html_()
+    assert "logit 3.18" in repr(replace(substituted, substitute=False))
 
 
 WITHOUT = """
@@ -251,7 +298,9 @@ def test_the_report_in_words() -> None:
     assert "Exact" in words
     assert "25.0%" in words
     assert "the same class" in words
+    assert "Input maps: exact to 0 of the activation (the model" in words
     other = whence.FaithfulnessReport(
+        explained_logit=1.25,
         completeness_residual=-0.5,
         constant=0,
         exactness="first_order",
@@ -261,7 +310,18 @@ def test_the_report_in_words() -> None:
         carried_share=0.5,
         integration_error=0.005,
         code_tolerance=1e-6,
+        input_maps=whence.InputMapReport("first_order", "gradient × input", 2.16),
     )
     words = other.describe()
-    for part in ("First order", "not affine", "-0.5 logits", "another class", "50.0%", "0.50%", "1e-06"):
+    for part in (
+        "First order",
+        "not affine",
+        "1.25",
+        "-0.5 logits",
+        "another class",
+        "50.0%",
+        "0.50%",
+        "1e-06",
+        "216%",
+    ):
         assert part in words

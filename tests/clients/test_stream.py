@@ -87,7 +87,7 @@ class Holding(service_grpc.ExplanationServiceServicer):
                 self.most_waiting = max(self.most_waiting, before)
                 request = waiting.pop()
                 answer = service_pb2.ExplainStreamResponse(request_id=request.request_id)
-                answer.explanation.CopyFrom(_fake_answers.explanation(echo(request), []))
+                answer.explanation.CopyFrom(_fake_answers.explanation(echo(request)))
                 yield answer
 
 
@@ -191,7 +191,7 @@ class Breaking(service_grpc.ExplanationServiceServicer):
             if request.image.raw.data[0] == self.poison:
                 break
             answer = service_pb2.ExplainStreamResponse(request_id=request.request_id)
-            answer.explanation.CopyFrom(_fake_answers.explanation(echo(request), []))
+            answer.explanation.CopyFrom(_fake_answers.explanation(echo(request)))
             yield answer
         self.end(context)
 
@@ -201,7 +201,7 @@ class Breaking(service_grpc.ExplanationServiceServicer):
         self.alone += 1
         if request.image.raw.data[0] == self.poison:
             context.abort(grpc.StatusCode.INTERNAL, "cannot stand it")
-        explanation = _fake_answers.explanation(echo(request), [])
+        explanation = _fake_answers.explanation(echo(request))
         return service_pb2.ExplainResponse(request_id=request.request_id, explanation=explanation)
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         ConceptScore,
         Explanation,
         FaithfulnessReport,
+        InputMapReport,
         Timings,
     )
     from whence._intervention import Intervention
@@ -75,6 +76,7 @@ _NAMES_BY_MODULE = {
         "ConceptScore",
         "Explanation",
         "FaithfulnessReport",
+        "InputMapReport",
         "Timings",
     ),
     "_intervention": ("Intervention",),
@@ -102,6 +104,7 @@ __all__ = [
     "Explanation",
     "FailedPrecondition",
     "FaithfulnessReport",
+    "InputMapReport",
     "InternalError",
     "Intervention",
     "InvalidArgument",

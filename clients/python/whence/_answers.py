@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 
 from whence import _requests
-from whence._errors import DataLoss
+from whence._errors import DataLoss, missing_extra
 from whence._explanation import (
     Box,
     ClassScore,
@@ -19,6 +21,7 @@ from whence._explanation import (
     Exactness,
     Explanation,
     FaithfulnessReport,
+    InputMapReport,
     MapKind,
     Timings,
 )
@@ -43,6 +46,12 @@ BANK_KINDS: dict[int, BankKind] = {
 }
 ESTIMATORS = {number: cast(Estimator, name) for name, number in _requests.ESTIMATORS.items()}
 MAP_KINDS = {number: cast(MapKind, name) for name, number in _requests.MAP_KINDS.items()}
+MAP_NUMBERS: dict[int, str] = {
+    explanation_pb2.MAP_ENCODING_UNSPECIFIED: "<f2",
+    explanation_pb2.MAP_ENCODING_FLOAT16: "<f2",
+    explanation_pb2.MAP_ENCODING_FLOAT32: "<f4",
+}
+"""How numpy calls the numbers of a map, by its encoding."""
 
 
 def explanation(message: explanation_pb2.Explanation, request_id: str, source: Source | None) -> Explanation:
@@ -52,6 +61,8 @@ def explanation(message: explanation_pb2.Explanation, request_id: str, source: S
     ------
     DataLoss
         If a map does not have the size that it names.
+    MissingExtra
+        If colours came and Pillow is not installed.
     """
     return Explanation(
         request_id=request_id,
@@ -163,21 +174,44 @@ def _concept_score(message: explanation_pb2.ConceptScore) -> ConceptScore:
 
 
 def _concept_map(message: explanation_pb2.Map) -> ConceptMap:
-    if message.encoding == explanation_pb2.MAP_ENCODING_PNG_OVERLAY:
+    numbers = MAP_NUMBERS.get(message.encoding)
+    if numbers is None:
         raise DataLoss("The service sent a map as a picture, which was not asked for.", reason="BAD_ANSWER")
-    expected = message.height * message.width * 2
+    expected = message.height * message.width * np.dtype(numbers).itemsize
     if len(message.data) != expected:
         raise DataLoss(
             f"A map of {message.height}×{message.width} came with {len(message.data)} bytes, not {expected}.",
             reason="BAD_ANSWER",
         )
-    values = np.frombuffer(message.data, "<f2").reshape(message.height, message.width).astype(np.float32)
+    values = np.frombuffer(message.data, numbers).reshape(message.height, message.width).astype(np.float32)
     values.setflags(write=False)
-    return ConceptMap(values=values, class_token=_optional(message, "class_token"))
+    return ConceptMap(values=values, class_token=_optional(message, "class_token"), colours=_colours(message))
+
+
+def _colours(message: explanation_pb2.Map) -> NDArray[np.uint8] | None:
+    if not message.colours:
+        return None
+    try:
+        from PIL import Image
+    except ImportError as exc:
+        raise missing_extra("pictures", "Pillow") from exc
+    try:
+        with Image.open(io.BytesIO(message.colours), formats=("PNG",)) as picture:
+            # Before anything is decoded.
+            if (picture.mode, picture.size) != ("RGBA", (message.width, message.height)):
+                raise ValueError(f"{picture.mode} {picture.size}")
+            pixels = np.array(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
+        raise DataLoss(
+            f"The colours of a map are no RGBA picture of {message.height}×{message.width}.", reason="BAD_ANSWER"
+        ) from exc
+    pixels.setflags(write=False)
+    return pixels
 
 
 def _faithfulness(message: explanation_pb2.FaithfulnessReport) -> FaithfulnessReport:
     return FaithfulnessReport(
+        explained_logit=message.explained_logit,
         completeness_residual=message.completeness_residual,
         constant=message.constant,
         # What a server does not claim to be exact is not.
@@ -189,6 +223,13 @@ def _faithfulness(message: explanation_pb2.FaithfulnessReport) -> FaithfulnessRe
         carried_share=_optional(message, "carried_share"),
         integration_error=_optional(message, "integration_error"),
         code_tolerance=_optional(message, "code_tolerance"),
+        input_maps=_input_maps(message.input_maps) if message.HasField("input_maps") else None,
+    )
+
+
+def _input_maps(message: explanation_pb2.InputMapReport) -> InputMapReport:
+    return InputMapReport(
+        exactness=EXACTNESS.get(message.exactness, "first_order"), reason=message.reason, residual=message.residual
     )
 
 

@@ -108,9 +108,10 @@ class Client:
         top_k: int = 10,
         order: Order = "contribution",
         estimator: Estimator = "gradient",
-        maps: Sequence[MapKind] = ("activation",),
+        maps: MapKind | Sequence[MapKind] = ("activation",),
         map_size: MapSize = "grid",
         substitute: bool | None = None,
+        colours: bool = False,
         timeout_s: float | None = None,
     ) -> Explanation:
         """Explain one image.
@@ -132,11 +133,15 @@ class Client:
             How contributions are computed: ``gradient`` (one backward pass), ``integrated`` (adds up for any head) or
             ``ablation`` (the logit's change when the concept is taken out).
         maps
-            Which maps to return for every listed concept: ``activation``, ``contribution``, ``input``; ``()`` for none.
+            Which maps to return for every listed concept, one kind or more: ``activation``, ``contribution``, or
+            ``input`` (the part of every pixel in the activation; SAE banks); ``()`` for none.
         map_size
-            ``grid``: the layer's own; ``image``: the image as the model saw it, bilinear.
+            ``grid``: the layer's own; ``image``: the image as the model saw it, bilinear. Input maps always have the
+            latter.
         substitute
             Run the head on the bank's reconstruction in place of the activation. Default: what the bank is made for.
+        colours
+            Render input maps in the colours that the concepts looked for, too (B-cos models).
         timeout_s
             How long to wait, in seconds, in place of the client's own.
 
@@ -154,6 +159,7 @@ class Client:
             maps=maps,
             map_size=map_size,
             substitute=substitute,
+            colours=colours,
         )
         return self._explain(self._read(image), question, self._patience(timeout_s))
 
@@ -166,9 +172,10 @@ class Client:
         top_k: int = 10,
         order: Order = "contribution",
         estimator: Estimator = "gradient",
-        maps: Sequence[MapKind] = ("activation",),
+        maps: MapKind | Sequence[MapKind] = ("activation",),
         map_size: MapSize = "grid",
         substitute: bool | None = None,
+        colours: bool = False,
         timeout_s: float | None = None,
         max_in_flight: int = 32,
         ordered: bool = True,
@@ -203,6 +210,7 @@ class Client:
             maps=maps,
             map_size=map_size,
             substitute=substitute,
+            colours=colours,
         )
         if isinstance(images, (str, bytes, bytearray, os.PathLike)):
             raise InvalidArgument("images holds many: pass a list of images, or use explain for one.")

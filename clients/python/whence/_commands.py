@@ -18,7 +18,7 @@ from whence._client import Client
 from whence._errors import InvalidArgument
 from whence._explanation import Estimator, Explanation, MapKind, MapSize, Order
 from whence._inventory import Concept
-from whence._words import bank_version, class_name, intervention_lines, report_lines
+from whence._words import bank_version, class_name, explained_logit, intervention_lines, report_lines
 
 app = typer.Typer(
     help="Where a vision model's prediction came from, in concepts.",
@@ -64,6 +64,9 @@ def explain(
         bool | None,
         typer.Option("--substitute/--no-substitute", help="Run the head on the reconstruction.", show_default=False),
     ] = None,
+    colours: Annotated[
+        bool, typer.Option("--colours", help="Render input maps in the colours that concepts looked for, too.")
+    ] = False,
     save: Annotated[Path | None, typer.Option(help="Write a picture to this file.", show_default=False)] = None,
     address: _Address = _LOCAL,
     token: _Token = None,
@@ -85,6 +88,7 @@ def explain(
             maps=cast("list[MapKind]", kinds),  # the client checks them
             map_size=map_size,
             substitute=substitute,
+            colours=colours,
         )
     if save is not None:
         _write(lambda: explanation.save(save), save)
@@ -271,10 +275,10 @@ def _print_explanation(explanation: Explanation) -> None:
     rows.append(("all other concepts", "", "", f"{explanation.unlisted:+.4g}", ""))
     if explanation.unexplained is not None:
         rows.append(("unexplained", "", "", f"{explanation.unexplained:+.4g}", ""))
+    _say(f"why {target.name or target.index}: {explained_logit(explanation)}, by {bank_version(explanation)}")
     _print_table(
         ("concept", "id", "activation", "contribution", "share"),
         rows,
-        title=f"why {target.name or target.index} (logit {target.logit:.4g}), by {bank_version(explanation)}",
     )
     for line in report_lines(explanation.faithfulness):
         _say(line)

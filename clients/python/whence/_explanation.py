@@ -52,11 +52,18 @@ class ConceptMap:
     """``[height, width]``, read-only; spans the explanation's ``view``."""
     class_token: float | None = None
     """For token models: the value at the class token, which has no place in the image."""
+    colours: NDArray[np.uint8] | None = None
+    """RGBA ``[height, width, 4]``, read-only: the colours that the concept looked for, opaque where they count. None
+    but for input maps, where asked for."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ConceptMap):
             return NotImplemented
-        return self.class_token == other.class_token and np.array_equal(self.values, other.values)
+        return (
+            self.class_token == other.class_token
+            and np.array_equal(self.values, other.values)
+            and np.array_equal(self.colours, other.colours)  # type: ignore[arg-type]  # None equals None
+        )
 
     __hash__ = None  # type: ignore[assignment]  # arrays have no hash
 
@@ -89,11 +96,25 @@ class ConceptScore:
 
 
 @dataclass(frozen=True, slots=True)
+class InputMapReport:
+    """How far the maps on the input can be trusted."""
+
+    exactness: Exactness
+    """Whether the pixels add up to the activation, or are gradient × input."""
+    reason: str
+    residual: float
+    """Largest |Σ pixels − activation| / activation of the listed concepts."""
+
+
+@dataclass(frozen=True, slots=True)
 class FaithfulnessReport:
     """How far the explanation can be trusted, measured on this image."""
 
+    explained_logit: float
+    """The target's logit that is accounted for: the model's own, or that of the reconstruction where it is
+    substituted."""
     completeness_residual: float
-    """Logit − constant − Σ contributions − unexplained, in logits."""
+    """Explained logit − constant − Σ contributions − unexplained, in logits."""
     constant: float
     """What the logit is with nothing at the layer; zero where the head has no such constant."""
     exactness: Exactness
@@ -111,6 +132,8 @@ class FaithfulnessReport:
     """|Σ − difference| / |difference| of the integrated estimator; None for the others."""
     code_tolerance: float | None = None
     """Largest violation of the codes' optimality conditions, relative to the data; None but for NMF banks."""
+    input_maps: InputMapReport | None = None
+    """Of the listed concepts' input maps; None where they were not asked for."""
 
     def describe(self) -> str:
         """The report in words, one statement a line."""
@@ -157,8 +180,8 @@ class Explanation:
     concepts: tuple[ConceptScore, ...]
     """The listed concepts, in the requested order."""
     unexplained: float | None
-    """Contribution of what the bank does not represent, in logits; None for banks that do not reconstruct, and
-    where the reconstruction is substituted."""
+    """Contribution of what no concept stands for, in logits: activation less reconstruction, and the bank's offset. It
+    is None for banks that do not reconstruct, and where a reconstruction from concepts alone is substituted."""
     contributions_total: float
     """Sum of the contributions of all the bank's concepts, listed or not, in logits."""
     faithfulness: FaithfulnessReport

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from whence import _answers, _requests
-from whence._explanation import Box, ClassScore, ConceptMap, ConceptScore, Explanation, MapKind
+from whence._errors import missing_extra
+from whence._explanation import Box, ClassScore, ConceptMap, ConceptScore, Explanation, FaithfulnessReport, MapKind
 from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
@@ -19,19 +22,37 @@ _EXACTNESS = {name: number for number, name in _answers.EXACTNESS.items()}
 _BANK_KINDS = {name: number for number, name in _answers.BANK_KINDS.items()}
 
 
-def explanation(record: Explanation, kinds: Collection[MapKind] | None = None) -> explanation_pb2.Explanation:
-    """The message of an explanation, with maps of these kinds only (None: all)."""
-    report = asdict(record.faithfulness)
-    report["exactness"] = _EXACTNESS[record.faithfulness.exactness]
+def asked_for(record: Explanation, options: explanation_pb2.ExplainOptions) -> Explanation:
+    """An explanation with as many concepts and only those maps that were asked for."""
+    kinds = {_answers.MAP_KINDS[kind] for kind in options.maps}
+    concepts = tuple(
+        replace(
+            concept,
+            maps={
+                kind: item if options.colours else replace(item, colours=None)
+                for kind, item in concept.maps.items()
+                if kind in kinds
+            },
+        )
+        for concept in record.concepts[: options.top_k]
+    )
+    report = record.faithfulness if "input" in kinds else replace(record.faithfulness, input_maps=None)
+    return replace(record, concepts=concepts, faithfulness=report)
+
+
+def explanation(
+    record: Explanation, encoding: explanation_pb2.MapEncoding = explanation_pb2.MAP_ENCODING_FLOAT32
+) -> explanation_pb2.Explanation:
+    """The message of an explanation, with its maps in an encoding."""
     return explanation_pb2.Explanation(
         model=explanation_pb2.ModelVersion(name=record.model, digest=record.model_digest),
         bank=explanation_pb2.BankVersion(reference=record.bank, digest=record.bank_digest),
         predictions=[_class_score(score) for score in record.predictions],
         target=_class_score(record.target),
-        concepts=[_concept_score(score, kinds) for score in record.concepts],
+        concepts=[_concept_score(score, encoding) for score in record.concepts],
         unexplained=record.unexplained,
         contributions_total=record.contributions_total,
-        faithfulness=explanation_pb2.FaithfulnessReport(**report),
+        faithfulness=_report(record.faithfulness),
         timings=explanation_pb2.Timings(**asdict(record.timings)),
         view=_box(record.view),
         runtime=record.runtime,
@@ -92,11 +113,18 @@ def concept(record: Concept, max_exemplars: int | None = None) -> service_pb2.Ge
     return service_pb2.GetConceptResponse(concept=message, bank=version)
 
 
+def _report(record: FaithfulnessReport) -> explanation_pb2.FaithfulnessReport:
+    fields = asdict(record) | {"exactness": _EXACTNESS[record.exactness]}
+    if record.input_maps is not None:
+        fields["input_maps"] |= {"exactness": _EXACTNESS[record.input_maps.exactness]}
+    return explanation_pb2.FaithfulnessReport(**fields)
+
+
 def _class_score(record: ClassScore) -> explanation_pb2.ClassScore:
     return explanation_pb2.ClassScore(**asdict(record))
 
 
-def _concept_score(record: ConceptScore, kinds: Collection[MapKind] | None) -> explanation_pb2.ConceptScore:
+def _concept_score(record: ConceptScore, encoding: explanation_pb2.MapEncoding) -> explanation_pb2.ConceptScore:
     return explanation_pb2.ConceptScore(
         id=record.id,
         label=record.label,
@@ -104,20 +132,32 @@ def _concept_score(record: ConceptScore, kinds: Collection[MapKind] | None) -> e
         peak=record.peak,
         contribution=record.contribution,
         share=record.share,
-        maps=[_map(kind, item) for kind, item in record.maps.items() if kinds is None or kind in kinds],
+        maps=[_map(kind, item, encoding) for kind, item in record.maps.items()],
     )
 
 
-def _map(kind: MapKind, record: ConceptMap) -> explanation_pb2.Map:
+def _map(kind: MapKind, record: ConceptMap, encoding: explanation_pb2.MapEncoding) -> explanation_pb2.Map:
     height, width = record.values.shape
     return explanation_pb2.Map(
         kind=_requests.MAP_KINDS[kind],
         height=height,
         width=width,
-        encoding=explanation_pb2.MAP_ENCODING_FLOAT16,
-        data=np.ascontiguousarray(record.values, "<f2").tobytes(),
+        encoding=encoding,
+        data=record.values.astype(_answers.MAP_NUMBERS[encoding]).tobytes(),
         class_token=record.class_token,
+        colours=None if record.colours is None else _png(record.colours),
     )
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    """An RGBA picture as a file; needs Pillow."""
+    try:
+        from PIL import Image
+    except ImportError as exc:
+        raise missing_extra("pictures", "Pillow") from exc
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def _box(record: Box) -> image_pb2.Box:

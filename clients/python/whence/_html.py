@@ -6,7 +6,7 @@ from base64 import b64encode
 from html import escape
 from typing import TYPE_CHECKING
 
-from whence._words import bank_version, report_lines
+from whence._words import bank_version, explained_logit, report_lines
 
 if TYPE_CHECKING:
     from whence._explanation import Explanation
@@ -33,8 +33,8 @@ def render(explanation: Explanation, picture: bytes | None) -> str:
     image = f'<img alt="explanation" src="data:image/png;base64,{b64encode(picture).decode()}">' if picture else ""
     report = "".join(f"<li>{escape(line)}</li>" for line in report_lines(explanation.faithfulness))
     return (
-        f"<div><p><b>{escape(target.name or str(target.index))}</b> (p = {target.probability:.3f}), "
-        f"{escape(bank_version(explanation))}</p>{image}"
+        f"<div><p><b>{escape(target.name or str(target.index))}</b> (p = {target.probability:.3f}, "
+        f"{escape(explained_logit(explanation))}), {escape(bank_version(explanation))}</p>{image}"
         f"<details{'' if picture else ' open'}><summary>{len(explanation.concepts)} concepts</summary>"
         f"<table><thead>{head}</thead><tbody>{body}</tbody></table></details><ul>{report}</ul></div>"
     )

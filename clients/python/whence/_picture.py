@@ -9,7 +9,7 @@ import io
 import math
 import os
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whence._errors import InvalidArgument, missing_extra
-from whence._explanation import Box, ConceptScore, Explanation, MapKind
+from whence._explanation import Box, ConceptMap, ConceptScore, Explanation, MapKind
 from whence._overlays import place
-from whence._words import bank_version, report_lines
+from whence._words import bank_version, explained_logit, report_lines
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,7 +44,9 @@ _TEXT_WIDTH = 150
 _POSITIVE, _NEGATIVE, _REST = "#c8442d", "#2f6fb5", "#8a8a8a"
 _SHORTEST_SIDE, _LONGEST_SIDE = 240, 900
 """Pixels that an image is drawn with, at least and at most."""
-_STRONGEST_ALPHA = 0.75
+_STRONGEST_ALPHA: dict[MapKind, float] = {"activation": 0.75, "contribution": 0.75, "input": 1.0}
+_FADED = 0.35
+"""Contrast that is left of the image below input maps."""
 _TINTS: dict[MapKind, str] = {"activation": "#ff2bd6", "contribution": _POSITIVE, "input": _POSITIVE}
 """Colour of positive values: those with a sign take the bars' colours; magenta is rare in photos."""
 
@@ -188,26 +190,64 @@ def _draw_image(axes: Axes, canvas: _Canvas, explanation: Explanation) -> None:
 
 def _draw_overlays(figure: SubFigure, canvas: _Canvas, concepts: list[ConceptScore], kind: MapKind, rows: int) -> None:
     grid = figure.subplots(rows, _OVERLAY_COLUMNS, squeeze=False)
-    figure.suptitle(f"{kind} of the listed concepts, each scaled to its own peak", fontsize=9)
+    coloured = any(concept.maps[kind].colours is not None for concept in concepts)
+    scale = "in the colours that they looked for" if coloured else "each scaled to its own peak"
+    if kind != "activation" and not coloured:
+        scale += "; blue is negative"
+    figure.suptitle(f"{kind} maps of the listed concepts, {scale}", fontsize=9)
     for axes, concept in zip(grid.flat, concepts, strict=False):
-        _show(axes, canvas, f"{_short(_named(concept), 26)}\n{_signed(concept.contribution)} logits")
-        _lay_over(axes, canvas, concept.maps[kind].values, kind)
+        title = f"{_short(_named(concept), 26)}\n{_signed(concept.contribution)} logits"
+        _draw_overlay(axes, canvas, concept.maps[kind], kind, title)
     for axes in grid.flat[len(concepts) :]:
         axes.set_axis_off()
 
 
-def _lay_over(axes: Axes, canvas: _Canvas, values: NDArray[np.float32], kind: MapKind) -> None:
-    """Tint the image as strongly as the map is, and outline half of its peak."""
+def _draw_overlay(axes: Axes, canvas: _Canvas, found: ConceptMap, kind: MapKind, title: str) -> None:
+    if found.colours is not None:
+        _show(axes, _painted(canvas, found.colours), title)
+        height, width = canvas.pixels.shape[:2]
+        axes.add_patch(Rectangle((0, 0), width, height, fill=False, edgecolor=_REST, linewidth=0.8))
+    elif kind == "input":
+        _show(axes, _faded(canvas), title)
+        _lay_over(axes, canvas, found.values, kind)
+    else:
+        _show(axes, canvas, title)
+        _outline(axes, canvas, _lay_over(axes, canvas, found.values, kind))
+
+
+def _painted(canvas: _Canvas, colours: NDArray[np.uint8]) -> _Canvas:
+    """The colours ``[h, w, 4]`` over white, at their place in the image."""
+    height, width = canvas.pixels.shape[:2]
+    opacity = colours[..., 3:] / np.float32(255)
+    over_white = 255 + opacity * (colours[..., :3] - np.float32(255))
+    placed = [place(channel, canvas.view, height, width) for channel in np.moveaxis(over_white, 2, 0)]
+    return replace(canvas, pixels=np.rint(np.nan_to_num(np.stack(placed, axis=2), nan=255)).astype(np.uint8))
+
+
+def _faded(canvas: _Canvas) -> _Canvas:
+    """The image in light greys: maps as fine as it is would be lost in its colours."""
+    greys = 255 - (255 - canvas.pixels.mean(axis=2, keepdims=True)) * _FADED
+    return replace(canvas, pixels=np.rint(greys).astype(np.uint8).repeat(3, axis=2))
+
+
+def _lay_over(axes: Axes, canvas: _Canvas, values: NDArray[np.float32], kind: MapKind) -> NDArray[np.float32]:
+    """Tint the image as strongly as the map is; return how strong that is, relative to its peak."""
     height, width = canvas.pixels.shape[:2]
     placed = np.nan_to_num(place(values, canvas.view, height, width))
     peak = float(np.abs(placed).max())
     if peak == 0:
-        return
+        return placed
     strength = placed / peak
     tint = np.empty((height, width, 4), np.float32)
     tint[..., :3] = np.where(strength[..., None] < 0, to_rgb(_NEGATIVE), to_rgb(_TINTS[kind]))
-    tint[..., 3] = _STRONGEST_ALPHA * np.abs(strength)
+    tint[..., 3] = _STRONGEST_ALPHA[kind] * np.abs(strength)
     axes.imshow(tint, extent=(0, width, height, 0), interpolation="antialiased", aspect="equal")
+    return strength
+
+
+def _outline(axes: Axes, canvas: _Canvas, strength: NDArray[np.float32]) -> None:
+    """Outline half of a map's peak."""
+    height, width = canvas.pixels.shape[:2]
     levels = [level for level in (-0.5, 0.5) if strength.min() < level < strength.max()]
     if levels:
         centres = np.arange(width) + 0.5, np.arange(height) + 0.5
@@ -232,7 +272,6 @@ def _bars(explanation: Explanation) -> list[tuple[str, float, str]]:
 
 
 def _draw_bars(axes: Axes, bars: list[tuple[str, float, str]], explanation: Explanation) -> None:
-    target = explanation.target
     places = np.arange(len(bars))
     values = [value for _, value, _ in bars]
     drawn = axes.barh(places, values, color=[colour for _, _, colour in bars], height=0.7)
@@ -248,9 +287,9 @@ def _draw_bars(axes: Axes, bars: list[tuple[str, float, str]], explanation: Expl
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_xlabel("contribution, in logits", fontsize=8)
-    axes.set_title(
-        f"why {_short(target.name or str(target.index), 30)} (logit {target.logit:.3g})", fontsize=9, parse_math=False
-    )
+    target = explanation.target
+    title = [f"why {_short(target.name or str(target.index), 45)}:", *textwrap.wrap(explained_logit(explanation), 45)]
+    axes.set_title("\n".join(title), fontsize=9, parse_math=False)
 
 
 def _draw_report(figure: SubFigure, lines: list[str], explanation: Explanation) -> None:

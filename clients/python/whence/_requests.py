@@ -71,9 +71,10 @@ def question(
     top_k: int,
     order: Order,
     estimator: Estimator,
-    maps: Sequence[MapKind],
+    maps: MapKind | Sequence[MapKind],
     map_size: MapSize,
     substitute: bool | None,
+    colours: bool,
 ) -> Question:
     """Check a caller's options.
 
@@ -82,16 +83,19 @@ def question(
     InvalidArgument
         If an option cannot be valid for any bank or model; the message names the choices.
     """
-    if isinstance(maps, str):
-        raise InvalidArgument(f"maps is a sequence of kinds: maps=({maps!r},).")
+    kinds = dict.fromkeys((maps,) if isinstance(maps, str) else maps)
+    if colours and "input" not in kinds:
+        raise InvalidArgument("colours are those of input maps: ask for maps='input', too.")
     options = explanation_pb2.ExplainOptions(
         top_k=uint32("top_k", top_k),
         order=_choice("order", ORDERS, order),
         estimator=_choice("estimator", ESTIMATORS, estimator),
-        maps=[_choice("maps", MAP_KINDS, kind) for kind in dict.fromkeys(maps)],
+        maps=[_choice("maps", MAP_KINDS, kind) for kind in kinds],
         map_size=_choice("map_size", MAP_SIZES, map_size),
-        map_encoding=explanation_pb2.MAP_ENCODING_FLOAT16,
+        # The pixels of input maps add up to the activation; half precision would hide it.
+        map_encoding=explanation_pb2.MAP_ENCODING_FLOAT32 if "input" in kinds else explanation_pb2.MAP_ENCODING_FLOAT16,
         substitute=substitute,
+        colours=colours,
     )
     return Question(reference(bank), _target(target), options)
 

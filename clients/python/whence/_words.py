@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from whence._explanation import ClassScore, Explanation, FaithfulnessReport
+    from whence._explanation import ClassScore, Explanation, FaithfulnessReport, InputMapReport
     from whence._intervention import Intervention
 
 _DIGEST_CHARACTERS = 12
@@ -20,9 +20,18 @@ def one_line(explanation: Explanation) -> str:
         parts.append("…")
     target = explanation.target
     return (
-        f"Explanation({target.name or target.index}, p={target.probability:.3f}, logit={target.logit:.3g}; "
+        f"Explanation({target.name or target.index}, p={target.probability:.3f}, {explained_logit(explanation)}; "
         f"{len(explanation.concepts)} concepts of {bank_version(explanation)}: {', '.join(parts) or 'none'})"
     )
+
+
+def explained_logit(explanation: Explanation) -> str:
+    """The logit that the contributions account for, and the model's own where that is another."""
+    own = explanation.target.logit
+    if not explanation.substitute:
+        return f"logit {own:.4g}"
+    explained = explanation.faithfulness.explained_logit
+    return f"explained logit {explained:.4g} of the reconstruction (the model's own: {own:.4g})"
 
 
 def bank_version(answer: Explanation | Intervention) -> str:
@@ -71,13 +80,13 @@ def report_lines(report: FaithfulnessReport) -> list[str]:
 
 def _statements(report: FaithfulnessReport) -> Iterator[str]:
     if report.exactness == "exact":
-        claim = "Exact: contributions, remainder and constant are the logit"
+        claim = "Exact: contributions, remainder and constant are the explained logit"
     else:
         claim = "First order: contributions say how the logit changes near this image"
     yield f"{claim} ({report.exactness_reason})." if report.exactness_reason else f"{claim}."
     yield (
-        f"Left over after adding everything up: {report.completeness_residual:+.2g} logits "
-        f"(constant {report.constant:+.3g})."
+        f"Left over of the explained logit {report.explained_logit:.4g} after adding everything up: "
+        f"{report.completeness_residual:+.2g} logits (constant {report.constant:+.3g})."
     )
     if report.relative_error is not None:
         yield f"The bank misses {report.relative_error:.1%} of the activation."
@@ -93,3 +102,12 @@ def _statements(report: FaithfulnessReport) -> Iterator[str]:
         yield f"Integration error: {report.integration_error:.2%}."
     if report.code_tolerance is not None:
         yield f"The codes are optimal to {report.code_tolerance:.1g}."
+    if report.input_maps is not None:
+        yield _input_map_statement(report.input_maps)
+
+
+def _input_map_statement(report: InputMapReport) -> str:
+    reason = f" ({report.reason})" if report.reason else ""
+    if report.exactness == "exact":
+        return f"Input maps: exact to {report.residual:.1g} of the activation{reason}."
+    return f"Input maps: first order, their sums off by up to {report.residual:.0%} of the activation{reason}."

@@ -31,7 +31,7 @@ import numpy as np
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from whence import _answers, _fake_answers, _requests, _status
+from whence import _fake_answers, _requests, _status
 from whence._errors import NotFound, WhenceError
 from whence._explanation import (
     Box,
@@ -40,6 +40,7 @@ from whence._explanation import (
     ConceptScore,
     Explanation,
     FaithfulnessReport,
+    InputMapReport,
     Timings,
 )
 from whence._intervention import Intervention
@@ -101,7 +102,7 @@ def make_explanation(
     concept_count
         How many concepts to list.
     grid
-        Height and width of the maps.
+        Height and width of the maps; those on the input are four times as fine.
     hot_cell
         Row and column of the first concept's peak; the others' lie elsewhere.
     view
@@ -124,6 +125,7 @@ def make_explanation(
         unexplained=0.5,
         contributions_total=listed + 0.75,
         faithfulness=FaithfulnessReport(
+            explained_logit=target.logit,
             completeness_residual=0.0,
             constant=0.25,
             exactness="exact",
@@ -131,6 +133,7 @@ def make_explanation(
             relative_error=0.25,
             kl=0.0625,
             top1_agrees=True,
+            input_maps=InputMapReport("exact", "the model up to the layer is linear for each input", 0.0),
         ),
         timings=Timings(
             decode_ms=1,
@@ -183,6 +186,9 @@ def _make_concept(index: int, grid: tuple[int, int], hot_cell: tuple[int, int]) 
     row, column = (hot_cell[0] + 2 * index) % grid[0], (hot_cell[1] + 3 * index) % grid[1]
     blob = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 2.0).astype(np.float16).astype(np.float32)
     weight = (-0.5) ** index * 0.5
+    fine = np.kron(blob, np.full((4, 4), 1 / 16, np.float32))
+    colours = np.zeros((*fine.shape, 4), np.uint8)
+    colours[..., index % 3], colours[..., 3] = 255, np.rint(255 * fine / fine.max())
     return ConceptScore(
         id=index * 7,
         label=("pointed ear", "striped fur", "", "whiskers")[index % 4],
@@ -193,6 +199,7 @@ def _make_concept(index: int, grid: tuple[int, int], hot_cell: tuple[int, int]) 
         maps={
             "activation": ConceptMap(blob),
             "contribution": ConceptMap((blob * weight).astype(np.float16).astype(np.float32)),
+            "input": ConceptMap(fine, colours=colours),
         },
     )
 
@@ -359,10 +366,9 @@ class _Servicer(service_grpc.ExplanationServiceServicer):
         return self._answer("GetConcept", request, context, answer)
 
     def _explanation(self, request: service_pb2.ExplainRequest) -> explanation_pb2.Explanation:
-        """What the fake answers, with as many concepts and the kinds of maps that were asked for."""
-        record = self._fake.explain(request)
-        kinds = [_answers.MAP_KINDS[kind] for kind in request.options.maps]
-        return _fake_answers.explanation(replace(record, concepts=record.concepts[: request.options.top_k]), kinds)
+        """What the fake answers, as far as it was asked for."""
+        record = _fake_answers.asked_for(self._fake.explain(request), request.options)
+        return _fake_answers.explanation(record, request.options.map_encoding)
 
     def _answer(self, method: str, request: Any, context: grpc.ServicerContext, answer: Callable[[], A]) -> A:
         try:
