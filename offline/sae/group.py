@@ -102,6 +102,9 @@ def _member(devices: Sequence[torch.device], part: int, meeting: str, work: Call
     backend = "nccl" if all(each.type == "cuda" for each in devices) else "gloo"
     dist.init_process_group(backend, init_method=meeting, rank=part, world_size=len(devices), timeout=_PATIENCE)
     try:
-        return work(Group(device, part, len(devices)))
+        result = work(Group(device, part, len(devices)))
+        # Whoever leaves while another still talks can make that one fail.
+        dist.barrier(device_ids=[torch.cuda.current_device()] if backend == "nccl" else None)
+        return result
     finally:
         dist.destroy_process_group()

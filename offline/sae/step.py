@@ -16,6 +16,9 @@ Parameters = dict[str, Tensor]
 """``encoder`` and ``decoder`` ``[K, C]``; where there are such ``encoder_bias [K]``, ``decoder_bias [C]`` and
 ``log_threshold [K]``."""
 
+_ROUNDING = 1e-5
+"""Share of squares below which a difference of them is rounding."""
+
 
 class Outcome(NamedTuple):
     """What a batch gave; sums over the vectors at hand, where several devices share a batch."""
@@ -135,7 +138,10 @@ def _learn_from_residual(
 
 
 def _variation(residual: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the squared distances of all rows on all devices from their common mean, added up; float64."""
+    """Return the squared distances of all rows on all devices from their common mean, added up; float64.
+
+    Zero where it is no more than rounding, as of a single row.
+    """
     sums = torch.cat(
         [
             residual.sum(0).double(),
@@ -144,12 +150,14 @@ def _variation(residual: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
         ]
     )
     sums = total(sums)
-    return sums[-2] - sums[:-2].square().sum() / sums[-1]
+    variation = sums[-2] - sums[:-2].square().sum() / sums[-1]
+    return torch.where(variation > _ROUNDING * sums[-2], variation, 0)
 
 
 def _squares(rows: Tensor) -> Tensor:
     """Return the sum of all squares, float64."""
-    return torch.linalg.vector_norm(rows, dim=1).double().square().sum()
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths.double().square().sum()
 
 
 def _ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
