@@ -7,10 +7,12 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,9 +51,9 @@ def row(
     return Row(name, numbers[0], unit, higher_is_better, baseline, numbers[1], numbers[2], target, machine())
 
 
-def interleaved(work: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
+def interleaved(work: Mapping[Name, Callable[[], object]], repeats: int = 7) -> dict[Name, float]:
     """Return the median seconds of each piece of work, run in turn after one run to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in work}
+    times: dict[Name, list[float]] = {name: [] for name in work}
     for repeat in range(repeats + 1):
         for name, run in work.items():
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""ResNet-50 with random weights and a bank of 25 concepts: the load that speed is measured on."""
+"""ResNet-50 with random weights, a bank of 25 NMF concepts and an SAE of 16,384: the load that speed is measured on."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from offline.export import export
 
 LAYER = "layer4"
 CONCEPTS = 25
+LATENTS, ACTIVE = 16_384, 16
+NMF, SAE = f"NMF of {CONCEPTS}", f"SAE of {LATENTS}"
 REFERENCE = f"resnet50/{LAYER}/craft"
+BANKS = {NMF: REFERENCE, SAE: f"resnet50/{LAYER}/sae"}
 
 
 def publish(root: Path, *, exported: bool = False) -> Repository:
-    """Publish the model, with its ONNX file if wanted, and an NMF bank of directions found in its activations."""
+    """Publish the model, with its ONNX file if wanted, and its banks: directions found in activations, and random ones."""
     torch.manual_seed(0)
     network = torchvision.models.resnet50().eval()
     spec = ModelSpec(
@@ -50,6 +53,10 @@ def publish(root: Path, *, exported: bool = False) -> Repository:
     repository.publish(
         Bank("nmf", "resnet50", LAYER, "craft", spec.weights_digest, 2048, concepts, {"dictionary": dictionary})
     )
+    latents = torch.nn.functional.normalize(torch.randn(LATENTS, 2048), dim=1)
+    tensors = {"encoder": latents, "decoder": latents.clone(), "k": torch.tensor(ACTIVE)}
+    concepts = tuple(Concept(index) for index in range(LATENTS))
+    repository.publish(Bank("sae", "resnet50", LAYER, "sae", spec.weights_digest, 2048, concepts, tensors))
     return repository
 
 
@@ -62,13 +69,15 @@ def repository(*, exported: bool = False) -> Iterator[tuple[Path, Repository]]:
 
 def engines(
     repository: Repository, runtimes: Sequence[Runtime], device: torch.device | str = "cpu"
-) -> dict[str, Engine]:
-    """Return one engine a runtime, by what it says of itself; they share the network."""
+) -> dict[tuple[str, str], Engine]:
+    """Return one engine for each bank and runtime, by what they say of themselves; all share the network."""
     model = repository.load_model("resnet50", device)
-    bank = repository.load(repository.resolve(REFERENCE))
+    banks = {name: repository.load(repository.resolve(reference)) for name, reference in BANKS.items()}
     cut = model.cut(LAYER)
     trunks = [open_trunk(runtime, model, cut) for runtime in runtimes]
-    return {trunk.description: Engine(model, bank, cut, trunk) for trunk in trunks}
+    return {
+        (name, trunk.description): Engine(model, bank, cut, trunk) for name, bank in banks.items() for trunk in trunks
+    }
 
 
 def request() -> EngineRequest:
