@@ -118,7 +118,7 @@ def render(explanation: Explanation, *, file_type: str, kind: MapKind | None, ma
     body_inches = max(
         rows * (_OVERLAY_INCHES / _OVERLAY_COLUMNS * height_over_width + 0.35) + 0.3,
         _BAR_INCHES * len(bars) + 0.8,
-        _IMAGE_INCHES * height_over_width + 0.5,
+        _IMAGE_INCHES * height_over_width + 0.65,
     )
     text_inches = _LINE_INCHES * (len(report) + 2)
     widths = [_IMAGE_INCHES, _OVERLAY_INCHES, _BARS_INCHES] if concepts else [_IMAGE_INCHES, _BARS_INCHES]
