@@ -85,6 +85,21 @@ def test_gradients_of_rows_are_orthogonal_to_them_and_rows_stay_unit():
     torch.testing.assert_close(taken, (taken * rows).sum(1, keepdim=True) * rows, atol=1e-5, rtol=0)
 
 
+def test_a_step_follows_clipped_gradients_that_leave_rows_their_length():
+    vectors, _ = known_world(500)
+    scaled = 30 * vectors.rows  # far too long, so that gradients are too
+    learner = Learner(SETTINGS, scaled.mean(0), len(scaled), SMALL, Group(torch.device("cpu")))
+    rows = learner.state()["weights/decoder"].clone()
+    learner.step(scaled, len(scaled))
+    state = learner.state()
+    assert float(learner.sums[3]) > 10
+    # After one step Adam's first moment is a tenth of the gradient that it was given.
+    first = [state[f"exp_avg/{name}"] * 10 for name in ("encoder", "decoder")]
+    assert math.hypot(*(float(moment.norm()) for moment in first)) == pytest.approx(1.0, rel=1e-3)
+    torch.testing.assert_close((first[1] * rows).sum(1), torch.zeros(64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(state["weights/decoder"].norm(dim=1), torch.ones(64))
+
+
 def test_a_dictionary_does_not_depend_on_its_company():
     vectors, _ = known_world(1000)
     settings = [*VARIANTS.values(), dataclasses.replace(SETTINGS, latents=40, k=5, seed=3, decoder_bias=True)]
@@ -289,3 +304,19 @@ def test_progress_is_told_as_often_as_asked():
     quiet: list[Progress] = []
     train(vectors, both, SMALL, devices=["cpu"], pauses=Pauses(listener_s=3600), listener=quiet.append)
     assert quiet == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_gpu_trains_as_a_cpu_does_and_twice_the_same(variant):
+    vectors, truth = known_world()
+    settings = dataclasses.replace(VARIANTS[variant], encoder_bias=True, decoder_bias=True)
+    first, again = (train(vectors, [settings], READING, devices=["cuda"])[0] for _ in range(2))
+    assert same(first.dictionary, again.dictionary)
+    assert matched_cosine(first.dictionary.decoder, truth) > 0.95
+    exact = dataclasses.replace(settings, encoder_dtype="float32")
+    short = Reading(batch_size=1024, epochs=1)
+    on_cpu, on_gpu = (train(vectors, [exact], short, devices=[device])[0] for device in ("cpu", "cuda"))
+    for name, tensor in on_cpu.dictionary.tensors().items():
+        torch.testing.assert_close(on_gpu.dictionary.tensors()[name], tensor, atol=1e-4, rtol=1e-3)
