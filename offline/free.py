@@ -12,15 +12,17 @@ from torch import Tensor
 
 from concepts.bank import Bank, Concept
 from concepts.codec import Codec
+from concepts.errors import InvalidInput
 from concepts.repository import Repository
 from offline import exemplars, localise, passes
 from offline.config import TrainingConfig
-from offline.encoders import open_encoder
+from offline.encoders import Encoder, open_encoder
 from offline.exemplars import Excerpt
 from offline.gallery import Gallery, most_active
 from offline.images import shuffled
 from offline.judging import Consistency, judge
-from offline.task import Task
+from offline.progress import Reporter
+from offline.task import Task, open_task
 
 
 class FreeConfig(TrainingConfig):
@@ -57,41 +59,59 @@ class Judged:
     """Of each concept, best first."""
 
 
-def judge_free(repository: Repository, task: Task[Config], codec: Codec, dictionary: Tensor) -> Judged:
+def prepare(repository: Repository, config: Config, report: Reporter) -> tuple[Task[Config], Encoder | None]:
+    """Open all that training and judging need, so that what is wrong shows before the work.
+
+    Raises
+    ------
+    UnknownModel, UnknownLayer, InvalidCut, UnknownClass, InvalidInput
+        If the configuration does not fit the model, the repository or this machine.
+    """
+    task = open_task(repository, config, report)
+    task.classes()
+    encoder = None if config.encoder is None else open_encoder(config.encoder, repository, task.model.device)
+    return task, encoder
+
+
+def judge_free(task: Task[Config], encoder: Encoder | None, codec: Codec, dictionary: Tensor) -> Judged:
     """Measure a bank on held-out images, and choose its exemplars from training images.
 
     Parameters
     ----------
-    repository
-        Where the encoder is, if one is wanted.
-    task
-        The training.
+    task, encoder
+        From ``prepare``.
     codec
         Of the bank, on the model's device.
     dictionary
         What its components point along, ``[K, C]``.
+
+    Raises
+    ------
+    InvalidInput
+        If there is no held-out image to judge by.
     """
     config, concepts = task.config, len(dictionary)
     task.report("judging", 0, 1)
     keys = shuffled(task.held_out.keys, config.seed)
     quota = dict.fromkeys(task.classes(), config.held_out_per_class)
-    looks = None
-    if config.encoder is not None:
-        encoder = open_encoder(config.encoder, repository, task.model.device)
-        looks = Consistency(encoder, task.cut.layout, config.encoder_images)
+    looks = None if encoder is None else Consistency(encoder, task.cut.layout, config.encoder_images)
     stands_in = codec.substitutes and task.cut.dynamic
     stream = task.stream(task.held_out, keys)
     explained = passes.explain(task.model, task.cut, codec, stream, quota, substitute=stands_in)
     judgement = judge(task.cut, codec, concepts, explained, looks)
+    if not judgement.images:
+        raise InvalidInput(
+            "no held-out image is predicted as a class that is wanted, so that nothing can be measured: give other "
+            "held-out images, or leave out --classes"
+        )
     labels = task.labels(task.held_out, judgement.keys)
     metrics: dict[str, Any] = {"mean": judgement.metrics(dictionary, labels)}
     statistics = judgement.statistics(labels)
     if looks is not None:
         scores = looks.scores(most_active(judgement.active_images, concepts), config.seed)
+        metrics["mean"] |= _mean_consistency(scores, judgement.importance)
         for concept, score in scores.items():
             statistics[concept]["consistency"] = score
-        if scores:
-            metrics["mean"]["consistency"] = sum(scores.values()) / len(scores)
     measured = localise.localise_held_out(task, codec, concepts, keys, config.truth_images)
     metrics |= {} if measured is None else {"localisation": measured}
     task.report("judging", 1, 1)
@@ -152,6 +172,17 @@ def publish_free(
     return bank
 
 
+def _mean_consistency(scores: Mapping[int, float], importance: Tensor) -> dict[str, float]:
+    """Return the mean over concepts, and over contributions: answers list what contributes most."""
+    if not scores:
+        return {}
+    values, weights = torch.tensor(list(scores.values()), dtype=torch.float64), importance[list(scores)]
+    found = {"consistency": float(values.mean())}
+    if bool(weights.any()):
+        found["consistency_of_contributions"] = float(values @ weights / weights.sum())
+    return found
+
+
 def _excerpts(task: Task[Config], codec: Codec, active_images: Tensor) -> list[list[Excerpt]]:
     """Return what excites the concepts that are active most often."""
     config, view = task.config, task.model.spec.preprocessing
@@ -159,12 +190,12 @@ def _excerpts(task: Task[Config], codec: Codec, active_images: Tensor) -> list[l
     gallery = Gallery(len(active_images), config.exemplars, task.cut.layout, view, side)
     keys = shuffled(task.training.keys, config.seed)[: config.exemplar_images] if config.exemplars else []
     done = 0
-    for batch in task.stream(task.training, keys):
+    for batch, a in passes.activations(task.model, task.cut, task.stream(task.training, keys)):
         with torch.no_grad():
-            positions = task.cut.positions(task.cut.trunk(task.model.inputs(batch.views)))
-            codes = codec.encode(positions, torch.zeros(len(positions), dtype=torch.int64, device=positions.device))
+            nobody = torch.zeros(len(a), dtype=torch.int64, device=a.device)
+            codes = codec.encode(task.cut.positions(a), nobody)
         gallery.add(batch.keys, batch.boxes, codes)
         done += len(batch.keys)
         task.report("choosing exemplars", min(done, len(keys) - 1), len(keys))
-    task.report("choosing exemplars", 1, 1)
+    task.report("choosing exemplars", max(len(keys), 1), max(len(keys), 1))
     return gallery.excerpts(most_active(active_images, config.exemplar_concepts))

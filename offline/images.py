@@ -68,6 +68,15 @@ class ImageBatch:
     digests: list[str]
     """sha256 of each file."""
 
+    def rows(self, rows: Sequence[int]) -> ImageBatch:
+        """Return chosen images of it."""
+        return ImageBatch(
+            keys=[self.keys[row] for row in rows],
+            views=self.views[list(rows)],
+            boxes=[self.boxes[row] for row in rows],
+            digests=[self.digests[row] for row in rows],
+        )
+
 
 @dataclass
 class Stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,9 @@ CURVE = 25
 _IMAGES_A_CONCEPT = 16
 """Most images on which a concept's consistency is measured."""
 
+_DRAWS = 4
+"""Times as many images are drawn at random for its baseline: a few would leave that to chance."""
+
 
 @dataclass
 class Judgement:
@@ -31,9 +35,11 @@ class Judgement:
     positions: int
     images: int = 0
     error: ReconstructionError = field(default_factory=ReconstructionError)
-    logits: list[Tensor] = field(default_factory=list)
-    reconstructed: list[Tensor] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    predicted: list[Tensor] = field(default_factory=list)
+    reconstructed: list[Tensor] = field(default_factory=list)
+    """What is predicted from the reconstruction."""
+    kl: list[Tensor] = field(default_factory=list)
     needed: list[Tensor] = field(default_factory=list)
     """Concepts for 80 % of the positive contribution, of each image."""
     kept: list[Tensor] = field(default_factory=list)
@@ -49,10 +55,12 @@ class Judgement:
     def add(self, cut: Cut, codec: Codec, batch: Explained) -> None:
         """Take in a batch."""
         with torch.no_grad():
-            self.reconstructed.append(cut.head(batch.reconstruction).cpu())
+            reconstructed = cut.head(batch.reconstruction)
         self.images += len(batch.keys)
         self.keys += batch.keys
-        self.logits.append(batch.logits.cpu())
+        self.predicted.append(batch.targets.cpu())
+        self.reconstructed.append(reconstructed.argmax(1).cpu())
+        self.kl.append(fidelity.kl_divergence(batch.logits, reconstructed).cpu())
         self.error.add(cut.positions(batch.a), cut.positions(batch.reconstruction))
         self.kept.append(_kept(cut, codec, batch))
         self.needed.append(sparsity.concepts_for_share(batch.contributions.cpu()))
@@ -70,7 +78,7 @@ class Judgement:
             sums.index_add_(0, ids[used], values[used])
 
     def metrics(self, dictionary: Tensor, labels: Tensor | None) -> dict[str, float]:
-        """Return the metrics by name (methods section 6).
+        """Return the metrics by name (methods section 6); those that are not defined for these images are left out.
 
         Parameters
         ----------
@@ -79,21 +87,21 @@ class Judgement:
         labels
             True classes of the images, int64 ``[N]``, or None where they are not known.
         """
-        logits, reconstructed = torch.cat(self.logits), torch.cat(self.reconstructed)
+        predicted, reconstructed = torch.cat(self.predicted), torch.cat(self.reconstructed)
         deletion, insertion = torch.cat(self.kept).double().mean(0).split(CURVE + 1)
         share = self.active_images / self.images
         known = {}
         if labels is not None:
-            known["accuracy"] = fidelity.accuracy(logits, labels)
-            known["accuracy_reconstructed"] = fidelity.accuracy(reconstructed, labels)
+            known["accuracy"] = _share(predicted == labels)
+            known["accuracy_reconstructed"] = _share(reconstructed == labels)
         active = float(self.active_positions.sum())
-        return {
+        found = {
             "images": float(self.images),
             "relative_error": self.error.relative_error(),
             "mse": self.error.mse(),
             "variance_explained": self.error.variance_explained(),
-            "kl": float(fidelity.kl_divergence(logits, reconstructed).mean()),
-            "top1_agreement": fidelity.agreement(logits, reconstructed),
+            "kl": float(torch.cat(self.kl).mean()),
+            "top1_agreement": _share(predicted == reconstructed),
             **known,
             f"deletion_aopc_{CURVE}": curves.deletion_aopc(deletion),
             f"insertion_auc_{CURVE}": curves.insertion_auc(insertion),
@@ -102,12 +110,13 @@ class Judgement:
             "l0_position": active / (self.images * self.positions),
             "l0_image": float(self.active_images.sum()) / self.images,
             "concepts_for_80": float(torch.cat(self.needed).double().mean()),
-            "alive_share": float((share > 0).double().mean()),
-            "dead_share": float((share == 0).double().mean()),
-            "always_on_share": float((share > sparsity.ALWAYS_ON).double().mean()),
+            "alive_share": _share(share > 0),
+            "dead_share": _share(share == 0),
+            "always_on_share": _share(share > sparsity.ALWAYS_ON),
             "hoyer": dictionaries.hoyer(dictionary),
             "largest_cosine": dictionaries.largest_cosine(dictionary),
         }
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def statistics(self, labels: Tensor | None) -> list[dict[str, float]]:
         """Return statistics of each concept; parameters as of ``metrics``."""
@@ -120,12 +129,12 @@ class Judgement:
             "prevalence": decided / self.images,
         }
         if labels is not None:
-            right = (torch.cat(self.logits).argmax(1) == labels) & (largest != EMPTY)
+            right = (torch.cat(self.predicted) == labels) & (largest != EMPTY)
             correct = torch.bincount(largest[right], minlength=self.concepts).double()
             columns["reliability"] = correct / decided  # NaN where nothing was decided: left out below
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return [
-            {name: float(column[k]) for name, column in columns.items() if not column[k].isnan()}
-            for k in range(self.concepts)
+            {name: value for name, value in zip(columns, row, strict=True) if not math.isnan(value)} for row in rows
         ]
 
 
@@ -155,12 +164,18 @@ def judge(
 
 def _kept(cut: Cut, codec: Codec, batch: Explained) -> Tensor:
     """Return whether the target is predicted without, and with only, the 0 … 25 concepts that contribute most."""
-    slots = batch.contributions.shape[1]
-    rank = batch.contributions.argsort(dim=1, descending=True, stable=True).argsort(1)
-    steps = torch.arange(CURVE + 1, device=rank.device).clamp_max(slots).view(1, -1, 1)
+    # Empty slots come last: how many there are depends on the other images of the batch.
+    order = batch.contributions.masked_fill(batch.codes.ids == EMPTY, -torch.inf)
+    rank = order.argsort(dim=1, descending=True, stable=True).argsort(1)
+    steps = torch.arange(CURVE + 1, device=rank.device).view(1, -1, 1)
     deletion = (rank.unsqueeze(1) >= steps).double()
     masks = torch.cat([deletion, 1 - deletion], dim=1)
     return masked_targets(cut, codec, batch.codes, masks, batch.targets)[1].cpu()
+
+
+def _share(chosen: Tensor) -> float:
+    """Return the share of true entries."""
+    return float(chosen.double().mean())
 
 
 class Consistency:
@@ -205,10 +220,11 @@ class Consistency:
             activations = maps.sum((1, 2))
             best = activations.argsort(descending=True, stable=True)[:_IMAGES_A_CONCEPT]
             rows, maps, activations = rows[best], maps[best], activations[best]
-            elsewhere = torch.randint(len(features), (len(rows),), generator=generator)
+            elsewhere = torch.randperm(len(features), generator=generator)[: _DRAWS * len(rows)]
+            laid = torch.arange(len(elsewhere)) % len(rows)
             own, other = (
-                consistency.consistency(consistency.regions(maps, features[place], mean), activations)
-                for place in (rows, elsewhere)
+                consistency.consistency(consistency.regions(maps[which], features[place], mean), activations[which])
+                for which, place in ((torch.arange(len(rows)), rows), (laid, elsewhere))
             )
             scores[concept] = own - other
         return scores

@@ -13,7 +13,7 @@ from torch import Tensor
 from concepts.codec import Codec, Codes, decode
 from concepts.cut import Cut
 from concepts.model import Model
-from offline.images import Stream
+from offline.images import ImageBatch, Stream
 
 _HEAD_ROWS = 256
 """Masked activations in one pass of the head."""
@@ -39,6 +39,27 @@ class Explained:
     """``[R, S]``."""
 
 
+def activations(model: Model, cut: Cut, stream: Stream) -> Iterator[tuple[ImageBatch, Tensor]]:
+    """Yield images with their activations, ``[B, …]``; those that have NaN or infinite ones are skipped.
+
+    Parameters
+    ----------
+    model, cut
+        A model, cut at a layer.
+    stream
+        The images; it notes what is skipped.
+    """
+    for batch in stream:
+        a = cut.trunk(model.inputs(batch.views))
+        finite = a.flatten(1).isfinite().all(1)
+        if not bool(finite.all()):
+            for row in (~finite).nonzero().squeeze(1).tolist():
+                stream.skipped[batch.keys[row]] = "The model answers with activations that are NaN or infinite."
+            a, batch = a[finite], batch.rows(finite.nonzero().squeeze(1).tolist())
+        if batch.keys:
+            yield batch, a
+
+
 def explain(
     model: Model, cut: Cut, codec: Codec, stream: Stream, quota: dict[int, int], *, substitute: bool = False
 ) -> Iterator[Explained]:
@@ -56,9 +77,7 @@ def explain(
         Take the gradient at the reconstruction, as explanations do where it stands in.
     """
     left = dict(quota)
-    for batch in stream:
-        with torch.no_grad():
-            a = cut.trunk(model.inputs(batch.views))
+    for batch, a in activations(model, cut, stream):
         logits, gradient_of = cut.head_forward(a)
         targets = logits.argmax(1)
         rows = _take(targets.tolist(), left)

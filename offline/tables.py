@@ -31,6 +31,7 @@ _CLASS_COLUMNS = {
     "stability": "stability",
 }
 _NAME_WIDTH = 20
+_CONCEPTS_SHOWN = 50
 _COUNTS = {"training_images", "training_crops"}
 
 
@@ -45,6 +46,7 @@ _BANK_COLUMNS = {
     "dead_share": "dead",
     "always_on_share": "always on",
     "consistency": "C²",
+    "consistency_of_contributions": "C² weighted",
     "stability": "stability",
 }
 
@@ -190,8 +192,9 @@ def facts(bank: Bank, published: float) -> Table:
         **{f"configuration: {name}": value for name, value in bank.configuration.items()},
         **{f"mean {name}": _number(value) for name, value in bank.metrics.get("mean", {}).items()},
         **{
-            f"localisation {name}": _number(value)
-            for name, value in bank.metrics.get("localisation", {}).items()
+            f"{part} {name}": _number(value)
+            for part in ("training", "localisation")
+            for name, value in bank.metrics.get(part, {}).items()
             if isinstance(value, float)
         },
     }
@@ -201,13 +204,17 @@ def facts(bank: Bank, published: float) -> Table:
 
 
 def concepts(bank: Bank, class_names: tuple[str, ...]) -> Table:
-    """Return one row a concept."""
+    """Return one row a concept; of a bank with very many, the most important ones, best first."""
     names = sorted({name for concept in bank.concepts for name in concept.statistics})
-    table = Table("id", "class", "label", *names, "exemplars")
-    for concept in bank.concepts:
+    shown, note = list(bank.concepts), None
+    if len(shown) > _CONCEPTS_SHOWN:
+        shown = sorted(shown, key=lambda concept: -concept.statistics.get("importance", 0.0))[:_CONCEPTS_SHOWN]
+        note = f"the {_CONCEPTS_SHOWN} most important of {len(bank.concepts):,} concepts"
+    table = Table("id", "class", "label", *names, "exemplars", caption=note, caption_justify="left")
+    for concept in shown:
         owner = "" if concept.class_index is None else class_names[concept.class_index]
         numbers = [_number(concept.statistics.get(name)) for name in names]
-        table.add_row(str(concept.id), owner, concept.label, *numbers, str(len(concept.exemplars)))
+        table.add_row(str(concept.id), owner, escape(concept.label), *numbers, str(len(concept.exemplars)))
     return table
 
 

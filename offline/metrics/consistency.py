@@ -10,7 +10,8 @@ from torch.nn import functional
 def regions(maps: Tensor, features: Tensor, mean: Tensor) -> Tensor:
     """Return what an encoder sees where concepts are active, less what it sees on average.
 
-    ``f = Σ_pos m(pos) F(pos) / Σ_pos m(pos) − mean``, with the map resized bilinearly to the encoder's grid.
+    ``f = Σ_pos m(pos) F(pos) / Σ_pos m(pos) − mean``, with the map resized bilinearly to the encoder's grid; every cell
+    counts where that is coarser, too.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ def regions(maps: Tensor, features: Tensor, mean: Tensor) -> Tensor:
     float32 ``[N, D]``; zero where a map is zero everywhere.
     """
     size = (features.shape[2], features.shape[3])
-    weights = functional.interpolate(maps.unsqueeze(1).float(), size=size, mode="bilinear", align_corners=False)
+    weights = functional.interpolate(maps.unsqueeze(1).float(), size=size, mode="bilinear", antialias=True)
     total = weights.sum((2, 3))
     pooled = (features * weights).sum((2, 3)) / total.clamp_min(1e-12)
     return torch.where(total > 0, pooled - mean, 0.0)

@@ -33,11 +33,11 @@ def hoyer(dictionary: Tensor) -> float:
 
 def largest_cosine(dictionary: Tensor) -> float:
     """Return the largest cosine between two different rows of ``[K, C]``; 0 where there is one row only."""
-    rows = functional.normalize(dictionary.double(), dim=1)
+    rows = functional.normalize(dictionary.float(), dim=1)
     largest = -1.0
     for first in range(0, len(rows), _ROWS):  # all cosines of a large dictionary do not fit into memory
-        cosines = rows[first : first + _ROWS] @ rows.T
-        cosines.diagonal(first).fill_(-1.0)
+        cosines = rows[first : first + _ROWS] @ rows[first:].T
+        cosines.diagonal().fill_(-1.0)
         largest = max(largest, float(cosines.max()))
     return largest if len(rows) > 1 else 0.0
 

@@ -45,4 +45,4 @@ class ReconstructionError:
         A scalar mean would inflate it: differences between channels would count as variance explained (Xplique).
         """
         spread = torch.as_tensor(self.squared_total - torch.as_tensor(self.total).square() / self.vectors).sum()
-        return 1.0 - float(self.squared_error) / float(spread)
+        return float(1.0 - torch.as_tensor(self.squared_error) / spread)

@@ -7,10 +7,9 @@ from pydantic import Field
 
 from concepts.kinds import load_codec
 from concepts.repository import Repository
-from offline.free import FreeConfig, judge_free, publish_free
+from offline.free import FreeConfig, judge_free, prepare, publish_free
 from offline.images import fingerprint
 from offline.progress import Reporter
-from offline.task import open_task
 from offline.trainers import Outcome, Trainer
 
 
@@ -31,23 +30,24 @@ def train(repository: Repository, config: ChannelsConfig, report: Reporter) -> O
     UnknownModel, UnknownLayer, InvalidCut, UnknownClass, InvalidInput
         If the configuration does not fit the model, the images or this machine.
     """
-    task = open_task(repository, config, report)
+    task, encoder = prepare(repository, config, report)
     channels = task.cut.layout.channels
     table, names = torch.eye(channels), [f"channel {index}" for index in range(channels)]
     if not task.cut.non_negative:
         names = [f"{name}, {sign}" for sign in ("positive", "negative") for name in names]
         table = torch.cat([table, -table])
-    tensors = {"encoder": table, "decoder": table.clone(), "k": torch.tensor(len(table))}
+    # Of the two signs of a channel, one is active at a position.
+    tensors = {"encoder": table, "decoder": table.clone(), "k": torch.tensor(channels)}
     codec = load_codec("sae", tensors, [None] * len(table))
     codec.to(task.model.device)
-    judged = judge_free(repository, task, codec, table)
+    judged = judge_free(task, encoder, codec, table)
     bank = publish_free(
         repository,
         task,
         judged,
         name=config.name,
         tensors=tensors,
-        configuration={"method": "channels", "latents": len(table), "k": len(table)},
+        configuration={"method": "channels", "latents": len(table), "k": channels},
         data_fingerprint=fingerprint({}),
         labels=names,
     )

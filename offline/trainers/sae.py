@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from itertools import combinations
@@ -14,7 +15,8 @@ from torch import Tensor
 from concepts.bank import Bank
 from concepts.kinds import load_codec
 from concepts.repository import Repository
-from offline.free import FreeConfig, judge_free, publish_free
+from offline.encoders import Encoder
+from offline.free import FreeConfig, judge_free, prepare, publish_free
 from offline.metrics import dictionaries
 from offline.progress import Reporter
 from offline.sae import presets
@@ -25,7 +27,7 @@ from offline.sae.training import train as train_dictionaries
 from offline.store.harvest import harvest
 from offline.store.reading import Store
 from offline.store.settings import Dtype, HarvestSettings, Sampling
-from offline.task import Task, open_task
+from offline.task import Task
 from offline.trainers import Outcome, Trainer
 
 _BATCH = 32_786
@@ -66,8 +68,8 @@ class SaeConfig(FreeConfig):
     disk_budget: ByteSize | None = Field(None, ge=1, description="Most bytes of stored vectors, e.g. 20GB.")
     store: Path | None = Field(
         None,
-        description="Folder of vectors and checkpoints, kept afterwards; default: below the repository, removed when "
-        "the bank is published. A training that was stopped goes on by the same command.",
+        description="Folder of vectors, as `whence-bank harvest` makes it, kept afterwards; default: below the "
+        "repository, removed when the banks are published. A training that was stopped goes on by the same command.",
     )
 
     def harvest_settings(self) -> HarvestSettings:
@@ -116,28 +118,33 @@ def train(repository: Repository, config: SaeConfig, report: Reporter) -> Outcom
     ------
     UnknownModel, UnknownLayer, InvalidCut, UnknownClass, InvalidInput
         If the configuration does not fit the model, the images or this machine.
+    AlreadyExists
+        If the store holds what was harvested otherwise.
     NotTrainable, NumericalFailure
         If nothing can be learned from the activations, or the training diverges; nothing is published then.
     """
-    task = open_task(repository, config, report)
+    task, encoder = prepare(repository, config, report)
     settings = config.dictionary_settings(task.cut.layout.channels)
     for one in settings:
         one.check()
-    folder = config.store or repository.workspace(config.model, config.layer, config.name)
-    store = harvest(task.model, task.cut, task.training, folder / "vectors", config.harvest_settings(), report)
+    workspace = repository.workspace(config.model, config.layer, config.name)
+    place = config.store or workspace / "vectors"
+    store = harvest(task.model, task.cut, task.training, place, config.harvest_settings(), report)
+    reading = _reading(config, len(store))
+    # A folder for each training: what another one left there is not in its way.
+    identity = hashlib.sha256(repr((store.plan, store.data_fingerprint, settings, reading)).encode()).hexdigest()
     trained = train_dictionaries(
         store,
         settings,
-        _reading(config, len(store)),
-        checkpoint_folder=folder / "checkpoints",
+        reading,
+        checkpoint_folder=workspace / "checkpoints" / identity[:16],
         devices=config.devices or (config.device,),
         report=report,
     )
     each = 1 + config.stability_seeds
     groups = [trained[first : first + each] for first in range(0, len(trained), each)]
-    banks = [_publish(repository, task, store, group, alone=len(groups) == 1) for group in groups]
-    if config.store is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    banks = [_publish(repository, task, encoder, store, group, alone=len(groups) == 1) for group in groups]
+    shutil.rmtree(workspace, ignore_errors=True)
     return Outcome(tuple(banks), skipped_images={**store.skipped, **task.skipped_images})
 
 
@@ -147,7 +154,13 @@ def _reading(config: SaeConfig, vectors: int) -> Reading:
 
 
 def _publish(
-    repository: Repository, task: Task[SaeConfig], store: Store, group: Sequence[Trained], *, alone: bool
+    repository: Repository,
+    task: Task[SaeConfig],
+    encoder: Encoder | None,
+    store: Store,
+    group: Sequence[Trained],
+    *,
+    alone: bool,
 ) -> Bank:
     """Judge and publish the first dictionary of a group; the others differ by their seeds."""
     best, config = group[0], task.config
@@ -155,17 +168,16 @@ def _publish(
     tensors = best.dictionary.tensors()
     codec = load_codec("sae", tensors, [None] * best.settings.latents)
     codec.to(task.model.device)
-    judged = judge_free(repository, task, codec, best.dictionary.decoder)
+    judged = judge_free(task, encoder, codec, best.dictionary.decoder)
     final = best.history[-1]
-    training = {
+    # Its speed is left out: equal trainings give equal banks.
+    judged.metrics["training"] = {
         "vectors": float(len(store)),
         "loss": final.loss,
         "variance_explained": final.variance_explained,
         "dead_share": final.dead_share,
         "l0_position": final.l0,
-        "vectors_per_second": final.vectors_per_second,
     }
-    judged.metrics["training"] = training
     judged.metrics["mean"] |= _stability([one.dictionary.decoder for one in group])
     return publish_free(
         repository,

@@ -156,7 +156,7 @@ def test_a_damaged_bank_does_not_hide_the_others(place):
 
 
 def test_every_field_of_every_trainer_is_an_option_with_help():
-    assert [trainer.name for trainer in trainers()] == ["craft"]
+    assert [trainer.name for trainer in trainers()] == ["channels", "craft", "sae"]
     for trainer in trainers():
         help_text = CliRunner().invoke(app, ["train", trainer.name, "--help"], env={"COLUMNS": "200"}).stdout
         for name, field in trainer.config.model_fields.items():

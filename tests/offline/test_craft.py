@@ -202,7 +202,8 @@ def test_general_head_uses_jansen_on_masked_codes():
     a = torch.rand(2, 3, 4, 4)
     targets = torch.zeros(2, dtype=torch.int64)
     codes = codec.encode(cut.positions(a), targets)
-    batch = Explained(["x", "y"], a, cut.head(a), targets, codes, torch.zeros(2, 3))
+    views = np.zeros((2, 4, 4, 3), np.uint8)
+    batch = Explained(["x", "y"], views, a, a, cut.head(a), targets, codes, torch.zeros(2, 3))
     found = total_indices(cut, codec, batch, 16)
     designs = sobol.designs(3, 16)
     for image in range(2):

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from offline.metrics import curves, dictionaries, fidelity, localisation, sparsity, usage
+from offline.metrics import consistency, curves, dictionaries, fidelity, localisation, sparsity, usage
 from offline.metrics.reconstruction import ReconstructionError
 
 
@@ -71,6 +71,21 @@ def test_concepts_for_share_of_the_positive_contribution():
 def test_dictionary_health():
     assert dictionaries.hoyer(tensor([0.0, 0.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0] * 4)) == pytest.approx(0.5)
     assert dictionaries.largest_cosine(tensor([1.0, 0.0], [0.0, 2.0], [3.0, 4.0])) == pytest.approx(0.8)
+    assert dictionaries.largest_cosine(tensor([1.0, 0.0])) == 0
+
+
+def test_large_dictionaries_are_compared_part_by_part(monkeypatch):
+    first, second = torch.randn(2, 23, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    unit = [table / table.norm(dim=1, keepdim=True) for table in (first, second)]
+    own, cosines = unit[0] @ unit[0].T - 2 * torch.eye(23), unit[0] @ unit[1].T
+    monkeypatch.setattr(dictionaries, "_ROWS", 7)
+    assert dictionaries.largest_cosine(first) == pytest.approx(float(own.max()), abs=1e-6)
+    nearest = (cosines.max(0).values.mean() + cosines.max(1).values.mean()) / 2
+    assert dictionaries.best_cosine(first, second) == pytest.approx(float(nearest), abs=1e-6)
+    assert dictionaries.best_cosine(first, second) >= dictionaries.matched_cosine(first, second)
+    for place in (0, 11, 22):  # a row and its double, wherever they lie
+        twins = torch.cat([first, first[place : place + 1]])
+        assert dictionaries.largest_cosine(twins) == pytest.approx(1, abs=1e-6)
 
 
 def test_stability_matches_before_it_compares():
@@ -88,6 +103,39 @@ def test_prevalence_and_reliability():
     reliability = usage.reliability(contributions, correct)
     assert reliability[:2].tolist() == pytest.approx([2 / 3, 1])
     assert reliability[2].isnan()
+
+
+def test_regions_are_what_an_encoder_sees_where_a_concept_is():
+    features = torch.arange(8.0).view(1, 2, 2, 2).repeat(3, 1, 1, 1)
+    maps = torch.tensor([[[1.0, 0.0], [0.0, 3.0]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.5, 0.0]]])
+    # Cells of the first channel are 0, 1, 2, 3, of the second 4, 5, 6, 7.
+    found = consistency.regions(maps, features, torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(found, torch.tensor([[9 / 4 - 1, 25 / 4 - 1], [0.0, 0.0], [1.0, 5.0]]))
+
+
+def test_regions_of_a_map_finer_than_the_features_leave_no_cell_out():
+    features = torch.zeros(1, 1, 2, 2)
+    features[..., 0] = 1.0  # the left half
+    mean = torch.zeros(1)
+    for cell in range(64):
+        maps = torch.zeros(1, 64)
+        maps[0, cell] = 1.0
+        (seen,) = consistency.regions(maps.view(1, 8, 8), features, mean).flatten().tolist()
+        # Columns far from the middle belong to one half alone.
+        assert seen == pytest.approx({0: 1, 1: 1, 6: 0, 7: 0}.get(cell % 8, seen))
+        assert (seen > 0.5) == (cell % 8 < 4)
+
+
+def test_consistency_is_the_weighted_mean_cosine_of_pairs():
+    seen = tensor([1.0, 0.0], [2.0, 0.0], [0.0, 3.0])
+    # Pairs (0, 1) and (0, 2) and (1, 2): cosines 1, 0, 0.
+    assert consistency.consistency(seen, tensor(1.0, 1.0, 1.0)) == pytest.approx(1 / 3)
+    assert consistency.consistency(seen, tensor(1.0, 2.0, 3.0)) == pytest.approx(2 / (2 + 3 + 6))
+    assert consistency.consistency(tensor([3.0, 1.0], [6.0, 2.0], [1.5, 0.5]), tensor(1.0, 9.0, 2.0)) == pytest.approx(
+        1
+    )
+    assert consistency.consistency(seen[:1], tensor(1.0)) == 0
+    assert consistency.consistency(seen, tensor(0.0, 0.0, 0.0)) == 0
 
 
 def test_auroc_equals_scikit_learn_with_ties():
