@@ -17,6 +17,9 @@ from concepts.errors import CorruptData
 _ROWS = 4096
 """Positions encoded at a time: their products with all latents are what takes memory."""
 
+_DENSE = 8
+"""Where more than one in so many latents is active at every position, products with all of them are faster."""
+
 _SPARE = 16
 """Fewest latents that screening keeps beyond the k to choose."""
 
@@ -159,6 +162,8 @@ def _stack(chunks: Sequence[Tensor], width: int) -> Tensor:
 
 def _weighted_rows(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Return ``Σ_j weights[n, j] · table[index[n, j]]``, ``[n, C]``, without gathering the rows."""
+    if _DENSE * index.shape[1] > len(table):
+        return weights.new_zeros(len(index), len(table)).scatter_add_(1, index, weights) @ table
     return functional.embedding_bag(index, table, per_sample_weights=weights, mode="sum")
 
 
@@ -168,6 +173,8 @@ def _products(table: Tensor, index: Tensor, vectors: Tensor) -> Tensor:
     It is the gradient of ``⟨_weighted_rows, vectors⟩`` with respect to the weights: several times faster than a product
     of gathered rows, which are written to memory and read again.
     """
+    if _DENSE * index.shape[1] > len(table):
+        return (vectors @ table.T).gather(1, index)
     with torch.enable_grad():
         weights = torch.zeros(index.shape, dtype=table.dtype, device=table.device, requires_grad=True)
         summed = _weighted_rows(table.detach(), index, weights)

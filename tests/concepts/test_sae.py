@@ -64,6 +64,7 @@ def dense(codes: SparseCodes, latents: int) -> Tensor:
 VARIANTS: dict[str, Tensors] = {
     "topk": random_tensors(96, 20, 5),
     "one": random_tensors(96, 20, 1),
+    "many": random_tensors(96, 20, 30),
     "all": random_tensors(12, 20, 12),
     "biased": random_tensors(96, 20, 5, encoder_bias=torch.linspace(-3, 3, 96), decoder_bias=torch.linspace(-1, 1, 20)),
     "threshold": {k: v for k, v in random_tensors(96, 20, 1).items() if k != "k"}
