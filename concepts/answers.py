@@ -224,13 +224,13 @@ def _report(
 
 def _exactness(head_form: str, estimator: Estimator) -> tuple[Exactness, str]:
     if head_form == "affine":
-        return "exact", "the head is affine: constant, contributions and remainder add up to the logit"
+        return "exact", "the head is affine: its gradient is the same everywhere"
     if estimator == "integrated":
         return "exact", "integrated gradients add up for any head, up to the stated integration error"
     if estimator == "ablation":
         return "first_order", "concepts were taken out one at a time: how they act together is not in the sum"
     if head_form == "dynamic_linear":
-        return "exact", "the head is linear for each input: constant, contributions and remainder add up to the logit"
+        return "exact", "the head is linear for each input, and its gradient is that map"
     return "first_order", "the head is not linear: gradients tell how the logit changes near this activation"
 
 

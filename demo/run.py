@@ -54,7 +54,8 @@ def main() -> None:
     (out / "classifier.onnx").write_bytes(keras_style(MODELS["cnn"].load()))  # for the README's user to add
     repository = out / "repository"
     publish_models(repository)
-    refusals = {name: train(name, training, held_out, repository) for name in MODELS}
+    refusals = {name: train_craft(name, training, held_out, repository) for name in MODELS}
+    train_sae(training, held_out, repository)
     _say("Starting the service …")
     with serving(repository, log=out / "server.log") as server, whence.Client(server.address) as client:
         shown = explain(client, held_out, out)
@@ -77,7 +78,7 @@ def publish_models(repository: Path) -> None:
         Repository(repository).publish_model(spec, load_file(model.weights))
 
 
-def train(name: str, training: Path, held_out: Path, repository: Path) -> str:
+def train_craft(name: str, training: Path, held_out: Path, repository: Path) -> str:
     """Learn a CRAFT bank for a model's best layer; return why not, where that is refused."""
     layer = MODELS[name].layers[0]
     _say(f"Learning concepts of {name} at {layer} …")
@@ -98,6 +99,17 @@ def train(name: str, training: Path, held_out: Path, repository: Path) -> str:
     return refusal
 
 
+def train_sae(training: Path, held_out: Path, repository: Path) -> None:
+    """Learn a sparse dictionary of the B-cos model, and publish the layer's channels to compare it with."""
+    layer = MODELS["bcos"].layers[0]
+    shared = ["--model", "bcos", "--layer", layer, "--repository", str(repository), "--images", str(training)]
+    shared += ["--held-out", str(held_out), "--encoder", "cnn/stage2", "--truth-images", "100"]
+    shared += ["--exemplars", "6", "--exemplar-images", "400"]
+    for trainer, options in (("sae", ["--sizes", "128/4", "--epochs", "8"]), ("channels", [])):
+        _say(f"Learning concepts of bcos at {layer} ({trainer}) …")
+        subprocess.run([str(_BIN / "whence-bank"), "train", trainer, *shared, *options], check=True)  # noqa: S603
+
+
 def explain(client: whence.Client, held_out: Path, out: Path) -> list[Shown]:
     """Explain held-out images with every bank; write a picture of each answer."""
     shown = []
@@ -106,10 +118,19 @@ def explain(client: whence.Client, held_out: Path, out: Path) -> list[Shown]:
         images = _one_of_each(held_out, EXPLAINED)
         # Gradients add up where what follows the layer is affine; for the transformer they must be integrated.
         estimator: Literal["gradient", "integrated"] = "integrated" if bank.model == "vit" else "gradient"
-        outcomes = client.explain_many(images, bank=bank.reference, estimator=estimator, top_k=6)
+        # B-cos models tell which pixels, and which of their colours, a concept comes from.
+        exact = bank.kind == "sae"
+        outcomes = client.explain_many(
+            images,
+            bank=bank.reference,
+            estimator=estimator,
+            top_k=6,
+            maps="input" if exact else "activation",
+            colours=exact,
+        )
         for image, outcome in zip(images, outcomes, strict=True):
             explanation = outcome.result()
-            picture = out / f"{bank.model}-{image.parent.name}-{image.stem}.png"
+            picture = out / f"{bank.model}-{bank.name}-{image.parent.name}-{image.stem}.png"
             explanation.save(picture)
             concepts = [client.concept(bank.reference, c.id, max_exemplars=6) for c in explanation.concepts[:3]]
             shown.append(

@@ -53,15 +53,16 @@ def test_the_demo_shows_pictures_and_a_page(clone: Path) -> None:
     demo = clone / "out" / "demo"
     page = (demo / "index.html").read_text()
     pictures = set(re.findall(r'src="([^"]+\.png)"', page))
-    assert len(pictures) == 12
+    assert len(pictures) == 24
     for name in pictures:
         with Image.open(demo / name) as picture:
             assert min(picture.size) > 400
     assert page.count("data:image/webp") > 100
-    assert page.count("top-1 agreement") == page.count("best-match AUROC") == 2
+    assert page.count("top-1 agreement") == page.count("best-match AUROC") == 4
     assert "can be negative" in page  # why there is no NMF bank of the B-cos model
     banks = [version.reference for version in Repository(demo / "repository").banks()]
-    assert banks == ["cnn/stage3/craft", "vit/encoder.layers.relu/craft"]
+    learned = ["bcos/stage3/channels", "bcos/stage3/sae", "cnn/stage3/craft", "vit/encoder.layers.relu/craft"]
+    assert banks == learned
 
 
 def test_the_demo_leaves_nothing_running(clone: Path) -> None:
@@ -93,7 +94,7 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [line for line in lines if line.startswith(".venv/bin/") and "whence-serve" not in line]
-    assert len(commands) == 6
+    assert len(commands) == 8
     for line in commands:
         done = subprocess.run(
             shlex.split(line),
@@ -104,7 +105,7 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    for picture in ("why.png", "mine.png"):
+    for picture in ("why.png", "mine.png", "colours.png"):
         assert (clone / picture).stat().st_size > 10_000
 
 
