@@ -151,7 +151,7 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that ``from_json`` takes."""
-        return asdict(self)
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Preprocessing:

@@ -402,11 +402,10 @@ class Repository:
                 trained_on=digest,
                 present=spec.weights_digest,
             )
-        # As JSON, both: it knows no tuples.
-        now, then = (json.loads(json.dumps(value)) for value in (spec.preprocessing.to_json(), dict(preprocessing)))
-        changed = [name for name, value in then.items() if now.get(name) != value]
+        now = spec.preprocessing.to_json()
+        changed = [name for name, value in preprocessing.items() if now.get(name) != value]
         if changed:
-            said = ", ".join(f"{name} {then[name]} (now {now.get(name)})" for name in sorted(changed))
+            said = ", ".join(f"{name} {preprocessing[name]} (now {now.get(name)})" for name in sorted(changed))
             raise WeightsMismatch(
                 f"bank {reference} was trained on images prepared with {said}; give model {model!r} that preprocessing "
                 "again, or train it anew",

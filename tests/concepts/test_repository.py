@@ -407,6 +407,32 @@ def test_a_bank_of_other_weights_is_refused_and_both_digests_named(repository: R
     same(repository.load(repository.resolve(REFERENCE)), old)
 
 
+def test_a_bank_of_images_prepared_otherwise_is_refused_and_both_are_named(repository: Repository) -> None:
+    """Equal weights see something else in other images."""
+    old = repository.publish(bank_for(repository, preprocessing=SPEC.preprocessing.to_json()), PICTURES)
+    unknown = repository.publish(bank_for(repository, name="older"), PICTURES)
+    same(repository.load(repository.resolve(REFERENCE)), old)
+    spec = replace(SPEC, preprocessing=Preprocessing(8, 8, mean=(0.5, 0.5, 0.25), interpolation="bicubic"))
+    assert repository.publish_model(spec, weights(), replace=True).weights_digest == old.weights_digest
+    with pytest.raises(WeightsMismatch) as refusal:
+        repository.load(repository.resolve(REFERENCE))
+    assert "interpolation bilinear (now bicubic), mean [0.0, 0.0, 0.0] (now [0.5, 0.5, 0.25])" in refusal.value.message
+    assert "std" not in refusal.value.message
+    with pytest.raises(WeightsMismatch):
+        repository.publish(old, PICTURES)
+    # Banks that do not say how their images were prepared are taken for what they are.
+    same(repository.load(repository.resolve("net/layer3/older")), unknown)
+    repository.publish_model(SPEC, weights(), replace=True)
+    same(repository.load(repository.resolve(REFERENCE)), old)
+
+
+def test_a_bank_that_knows_less_of_its_images_is_judged_by_what_it_knows(repository: Repository) -> None:
+    """As banks of a version that had fewer ways to prepare images."""
+    known = {"height": 8, "width": 8, "mean": [0.0, 0.0, 0.0]}
+    bank = repository.publish(bank_for(repository, preprocessing=known), PICTURES)
+    same(repository.load(repository.resolve(REFERENCE)), bank)
+
+
 def test_models_are_replaced_only_when_that_is_meant(repository: Repository) -> None:
     before = repository.model_spec("net")
     assert repository.publish_model(SPEC, weights()) == before

@@ -71,3 +71,15 @@ class Moody(Pooled):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if float(x.detach().mean()) > 0 else -x)
+
+
+class Blinded(Pooled):
+    """Answers a black image with activations that are no numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dark = (x == 0).flatten(1).all(1).view(-1, 1, 1, 1)
+        return super().forward(torch.where(dark, torch.nan, x))
+
+
+def blinded() -> nn.Module:
+    return Blinded(2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from concepts.bank import Bank, Concept
 from concepts.repository import Repository
 from demo.cifar import CLASS_NAMES
 from offline.cli import app
@@ -153,6 +154,55 @@ def test_a_damaged_bank_does_not_hide_the_others(place):
     assert code == 0
     assert version.reference in out
     assert "damaged: " in err
+
+
+def test_banks_without_classes_are_learned_listed_and_shown(place):
+    at, folder = ("--repository", place / "repository"), ("--images", place / "images")
+    code, out, err = run(
+        "train", "sae", "--model", MODEL, "--layer", "layer3", *folder, *at, "--sizes", "64/4,32/2", "--epochs", 2,
+        "--positions", 8, "--exemplars", 1, "--encoder", f"{MODEL}/layer2", "--stability-seeds", 1,
+    )  # fmt: skip
+    assert code == 0, err
+    titles, *_ = (line for line in out.splitlines() if "digest" in line)
+    for title in ("concepts", "accuracy", "reconstructed", "L0", "dead", "C²", "C² weighted", "stability"):
+        assert title in titles
+    for name, latents in (("sae-64-4", 64), ("sae-32-2", 32)):
+        assert re.search(rf"{MODEL}/layer3/{name} +│ [0-9a-f]{{12}} +│ {latents} ", out)
+        assert f"{MODEL}/layer3/{name}" in run("list", *at)[1]
+    shown = run("show", f"{MODEL}/layer3/sae-64-4", *at)[1]
+    for fact in ("mean consistency_of_contributions", "training variance_explained", "configuration: sizes"):
+        assert fact in shown
+    code, out, _ = run("train", "channels", "--model", MODEL, "--layer", "layer3", *folder, *at, "--exemplars", 1)
+    assert code == 0
+    assert re.search(rf"{MODEL}/layer3/channels +│ [0-9a-f]{{12}} +│ 64 ", out)
+    line = refused("train", "sae", "--model", MODEL, "--layer", "layer3", *folder, *at, "--sizes", "8/9")
+    assert "9 of 8 latents" in line
+
+
+def test_of_thousands_of_concepts_the_most_important_are_shown(tmp_path):
+    files, latents = repository(tmp_path), 3000
+    importance = [float((index * 7919) % latents) for index in range(latents)]
+    table = torch.nn.functional.normalize(torch.randn(latents, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    bank = Bank(
+        kind="sae", model=MODEL, layer="layer3", name="large", channels=64,
+        weights_digest=files.model_spec(MODEL).weights_digest,
+        concepts=tuple(
+            Concept(index, f"[label {index}]", statistics={"importance": value, "active_share": 0.5})
+            for index, value in enumerate(importance)
+        ),
+        tensors={"encoder": table, "decoder": table.clone(), "k": torch.tensor(16)},
+    )  # fmt: skip
+    files.publish(bank)
+    code, out, _ = run("show", f"{MODEL}/layer3/large", "--repository", tmp_path)
+    assert code == 0
+    assert "the 50 most important of 3,000 concepts" in out
+    rows = re.findall(r"│ (\d+) +│ +│ (\[label \d+\]) +│ 0.500 +│ (\d+\.000)", out)
+    best = sorted(range(latents), key=lambda index: -importance[index])[:50]
+    assert rows == [(str(index), f"[label {index}]", f"{importance[index]:.3f}") for index in best]
+    assert len(out.splitlines()) < 100
+    assert re.search(
+        rf"{MODEL}/layer3/large +│ [0-9a-f]{{12}} +│ sae +│ 3000 +│ +│", run("list", "--repository", tmp_path)[1]
+    )
 
 
 def test_every_field_of_every_trainer_is_an_option_with_help():
