@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -193,7 +193,10 @@ class Consistency:
 
     def __init__(self, encoder: Encoder, layout: Layout, images: int) -> None:
         self._encoder, self._layout, self._left = encoder, layout, images
+        self._grid = layout.grid
         self._features: list[Tensor] = []
+        self._means: list[Tensor] = []
+        """Of the features of each image."""
         self._codes: list[Codes] = []
 
     def add(self, batch: Explained) -> None:
@@ -201,7 +204,11 @@ class Consistency:
         count = min(self._left, len(batch.keys))
         if count:
             self._left -= count
-            self._features.append(self._encoder(batch.views[:count]))
+            features = self._encoder(batch.views[:count])
+            # Whichever is coarser: features and maps are kept, and met, there.
+            self._grid = min(self._layout.grid, (features.shape[2], features.shape[3]), key=math.prod)
+            self._features.append(consistency.on_grid(features, self._grid))
+            self._means.append(features.double().mean((2, 3)))
             self._codes.append(batch.codes.rows(torch.arange(count, device=batch.a.device)).to("cpu"))
 
     def scores(self, chosen: Sequence[int], seed: int = 0) -> dict[int, float]:
@@ -209,34 +216,55 @@ class Consistency:
 
         The baseline lays the concept's own maps over images drawn at random: what any region of that shape would get.
         """
-        features = torch.cat(self._features)
-        mean = features.mean((0, 2, 3))
+        features, mean = torch.cat(self._features), torch.cat(self._means).mean(0).float()
         generator = torch.Generator().manual_seed(seed)
         scores = {}
-        for concept in chosen:
-            rows, maps = self._maps(concept)
-            if len(rows) < 2:
-                continue
-            activations = maps.sum((1, 2))
-            best = activations.argsort(descending=True, stable=True)[:_IMAGES_A_CONCEPT]
-            rows, maps, activations = rows[best], maps[best], activations[best]
-            elsewhere = torch.randperm(len(features), generator=generator)[: _DRAWS * len(rows)]
-            laid = torch.arange(len(elsewhere)) % len(rows)
+        for concept, (images, maps) in self._best(chosen):
+            activations, maps = maps.sum((1, 2)), consistency.resized(maps, self._grid)
+            elsewhere = torch.randperm(len(features), generator=generator)[: _DRAWS * len(images)]
+            laid = torch.arange(len(elsewhere)) % len(images)
             own, other = (
                 consistency.consistency(consistency.regions(maps[which], features[place], mean), activations[which])
-                for which, place in ((torch.arange(len(rows)), rows), (laid, elsewhere))
+                for which, place in ((torch.arange(len(images)), images), (laid, elsewhere))
             )
             scores[concept] = own - other
         return scores
 
-    def _maps(self, concept: int) -> tuple[Tensor, Tensor]:
-        """Return the images where a concept is active, and its maps there, ``[M]`` and ``[M, h, w]``."""
-        images, maps, first = [], [], 0
-        for codes in self._codes:
-            rows, slots = (codes.ids == concept).nonzero(as_tuple=True)
-            found = codes.maps(rows, slots)[:, self._layout.tokens :].clamp_min(0)
-            seen = found.any(1)
-            images.append(first + rows[seen])
-            maps.append(found[seen].unflatten(1, self._layout.grid))
-            first += len(codes.ids)
-        return torch.cat(images), torch.cat(maps)
+    def _best(self, chosen: Sequence[int]) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Yield concepts that are active in two images or more, with the best of these and the maps there."""
+        activations, owners, places = self._active()
+        order = activations.argsort(descending=True, stable=True)
+        order = order[owners[order].argsort(stable=True)]
+        owners, places = owners[order], places[order]
+        first, end = (torch.searchsorted(owners, torch.tensor(chosen), right=right).tolist() for right in (False, True))
+        for concept, start, stop in zip(chosen, first, end, strict=True):
+            if stop - start >= 2:
+                yield concept, self._maps(places[start : min(stop, start + _IMAGES_A_CONCEPT)])
+
+    def _active(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the activation, concept and place (batch, row, slot) of every concept in every image, ``[E]``."""
+        activations, owners, places = [], [], []
+        for number, codes in enumerate(self._codes):
+            total = self._in_place(codes).total().masked_fill(codes.ids == EMPTY, 0)
+            rows, slots = (total > 0).nonzero(as_tuple=True)
+            activations.append(total[rows, slots])
+            owners.append(codes.ids[rows, slots])
+            places.append(torch.stack([torch.full_like(rows, number), rows, slots], dim=1))
+        return torch.cat(activations), torch.cat(owners), torch.cat(places)
+
+    def _in_place(self, codes: Codes) -> Codes:
+        """Return the codes ≥ 0, without those of tokens that have no place in the image."""
+        values = codes.values.clamp_min(0)
+        values[:, : self._layout.tokens] = 0
+        return codes.with_values(values)
+
+    def _maps(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and maps of places ``[M, 3]``: ``[M]`` and ``[M, h, w]``, in their order."""
+        sizes = [len(codes.ids) for codes in self._codes]
+        starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        maps = torch.empty(len(places), self._layout.grid[0] * self._layout.grid[1])
+        for number in places[:, 0].unique().tolist():
+            here = places[:, 0] == number
+            found = self._codes[number].maps(places[here, 1], places[here, 2])
+            maps[here] = found[:, self._layout.tokens :].clamp_min(0)
+        return starts[places[:, 0]] + places[:, 1], maps.unflatten(1, self._layout.grid)

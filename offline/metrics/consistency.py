@@ -7,18 +7,46 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps ``[N, h, w]`` on another grid, bilinearly; every cell counts where that is coarser, too."""
+    if maps.shape[1:] == size:
+        return maps
+    return functional.interpolate(maps.unsqueeze(1), size=size, mode="bilinear", antialias=True).squeeze(1)
+
+
+def on_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return what maps of a coarser grid meet of features, so that neither need be resized for every map.
+
+    ``Σ_cell m(cell) F'(cell) = Σ_pos m'(pos) F(pos)``, where m' is the map m, resized to the features' grid.
+
+    Parameters
+    ----------
+    features
+        ``[N, D, h', w']``.
+    grid
+        Rows and columns of the maps, h and w.
+
+    Returns
+    -------
+    float32 ``[N, D + 1, h·w]``; the last feature is one everywhere in F.
+    """
+    cells = torch.eye(grid[0] * grid[1]).view(-1, *grid)
+    spread = resized(cells, (features.shape[2], features.shape[3])).flatten(1)
+    ones = features.new_ones(len(features), 1, *features.shape[2:])
+    return torch.cat([features, ones], dim=1).flatten(2) @ spread.T
+
+
 def regions(maps: Tensor, features: Tensor, mean: Tensor) -> Tensor:
     """Return what an encoder sees where concepts are active, less what it sees on average.
 
-    ``f = Σ_pos m(pos) F(pos) / Σ_pos m(pos) − mean``, with the map resized bilinearly to the encoder's grid; every cell
-    counts where that is coarser, too.
+    ``f = Σ_pos m'(pos) F(pos) / Σ_pos m'(pos) − mean``.
 
     Parameters
     ----------
     maps
-        Activation of a concept in each image, ≥ 0, ``[N, h, w]``.
+        Activation of a concept in each image, ≥ 0, float32 ``[N, h, w]``.
     features
-        Of the same images, ``[N, D, h', w']``.
+        Of the same images, from ``on_grid``.
     mean
         Of the features over images and positions, ``[D]``.
 
@@ -26,11 +54,9 @@ def regions(maps: Tensor, features: Tensor, mean: Tensor) -> Tensor:
     -------
     float32 ``[N, D]``; zero where a map is zero everywhere.
     """
-    size = (features.shape[2], features.shape[3])
-    weights = functional.interpolate(maps.unsqueeze(1).float(), size=size, mode="bilinear", antialias=True)
-    total = weights.sum((2, 3))
-    pooled = (features * weights).sum((2, 3)) / total.clamp_min(1e-12)
-    return torch.where(total > 0, pooled - mean, 0.0)
+    summed = (features @ maps.flatten(1).unsqueeze(2)).squeeze(2)
+    total = summed[:, -1:]
+    return torch.where(total > 0, summed[:, :-1] / total.clamp_min(1e-12) - mean, 0.0)
 
 
 def consistency(seen: Tensor, activations: Tensor) -> float:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
+from torch.nn import functional
 
 from offline.metrics import consistency, curves, dictionaries, fidelity, localisation, sparsity, usage
 from offline.metrics.reconstruction import ReconstructionError
@@ -109,21 +110,32 @@ def test_regions_are_what_an_encoder_sees_where_a_concept_is():
     features = torch.arange(8.0).view(1, 2, 2, 2).repeat(3, 1, 1, 1)
     maps = torch.tensor([[[1.0, 0.0], [0.0, 3.0]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.5, 0.0]]])
     # Cells of the first channel are 0, 1, 2, 3, of the second 4, 5, 6, 7.
-    found = consistency.regions(maps, features, torch.tensor([1.0, 1.0]))
+    found = consistency.regions(maps, consistency.on_grid(features, (2, 2)), torch.tensor([1.0, 1.0]))
     torch.testing.assert_close(found, torch.tensor([[9 / 4 - 1, 25 / 4 - 1], [0.0, 0.0], [1.0, 5.0]]))
 
 
 def test_regions_of_a_map_finer_than_the_features_leave_no_cell_out():
     features = torch.zeros(1, 1, 2, 2)
     features[..., 0] = 1.0  # the left half
-    mean = torch.zeros(1)
     for cell in range(64):
         maps = torch.zeros(1, 64)
         maps[0, cell] = 1.0
-        (seen,) = consistency.regions(maps.view(1, 8, 8), features, mean).flatten().tolist()
+        coarse = consistency.resized(maps.view(1, 8, 8), (2, 2))
+        seen = float(consistency.regions(coarse, consistency.on_grid(features, (2, 2)), torch.zeros(1)))
         # Columns far from the middle belong to one half alone.
         assert seen == pytest.approx({0: 1, 1: 1, 6: 0, 7: 0}.get(cell % 8, seen))
         assert (seen > 0.5) == (cell % 8 < 4)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (3, 9), (2, 3), (6, 10)])
+def test_features_may_be_brought_to_the_maps_in_place_of_these_to_them(size):
+    generator = torch.Generator().manual_seed(0)
+    maps, mean = torch.rand(4, 2, 3, generator=generator), torch.rand(5, generator=generator)
+    features = torch.rand(4, 5, *size, generator=generator)
+    large = functional.interpolate(maps.unsqueeze(1), size=size, mode="bilinear")
+    expected = (large * features).sum((2, 3)) / large.sum((2, 3)) - mean
+    found = consistency.regions(maps, consistency.on_grid(features, (2, 3)), mean)
+    torch.testing.assert_close(found, expected)
 
 
 def test_consistency_is_the_weighted_mean_cosine_of_pairs():
