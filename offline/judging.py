@@ -236,7 +236,8 @@ class Consistency:
         order = activations.argsort(descending=True, stable=True)
         order = order[owners[order].argsort(stable=True)]
         owners, places = owners[order], places[order]
-        first, end = (torch.searchsorted(owners, torch.tensor(chosen), right=right).tolist() for right in (False, True))
+        wanted = torch.tensor(chosen, dtype=torch.int64)
+        first, end = (torch.searchsorted(owners, wanted, right=right).tolist() for right in (False, True))
         for concept, start, stop in zip(chosen, first, end, strict=True):
             if stop - start >= 2:
                 yield concept, self._maps(places[start : min(stop, start + _IMAGES_A_CONCEPT)])

@@ -280,6 +280,7 @@ def test_scores_are_those_of_a_case_done_by_hand():
         looks.add(batch(values[rows], ids[rows], views[rows]))
     found = looks.scores([0, 1, 2], seed=5)
     assert set(found) == {0, 1}
+    assert looks.scores([]) == looks.scores([2, 77]) == {}
 
     features = views[:cap].reshape(cap, 4, 3) / 255.0
     mean = features.mean((0, 1))
