@@ -1,4 +1,4 @@
-"""Memory of offline work on activations ten times larger than what it may take."""
+"""Memory of offline work on activations ten times larger than what it may take: writing, reading and training."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ import numpy as np
 
 from benchmarks import measure
 from concepts.preprocessing import Preprocessing
+from offline.sae.settings import Reading, SaeSettings
+from offline.sae.training import train
 from offline.store.plan import Plan
 from offline.store.reading import Store
 from offline.store.shards import Rows, drafting
 
-ALLOWANCE = 256 * 2**20
+ALLOWANCE = 384 * 2**20
 CHANNELS, POSITIONS = 512, 72
 SHARD_IMAGES = 400
-BATCH = 8192
+BATCH = 4096
+SIZE = 1024, 8
 
 
 def main() -> None:
-    """Write a store as a harvest does, read an epoch, and compare the peak of resident memory with the allowance."""
+    """Write a store as a harvest does, read it and train on it; compare peaks of resident memory with the allowance."""
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "store"
         shards = -(-10 * ALLOWANCE // (SHARD_IMAGES * POSITIONS * CHANNELS * 2))
         written = peak_over_baseline(lambda: write(path, shards))
         read = peak_over_baseline(lambda: read_epoch(path))
+        trained = peak_over_baseline(lambda: train_epoch(path))
         size = Store.open(path).bytes
     rows = [
         measure.row(
@@ -39,7 +43,11 @@ def main() -> None:
             higher_is_better=False,
             target=1.0,
         )
-        for what, peak in (("writing", written), ("reading an epoch of", read))
+        for what, peak in (
+            ("writing", written),
+            ("reading an epoch of", read),
+            ("training an SAE for an epoch on", trained),
+        )
     ]
     measure.publish("memory", rows)
 
@@ -68,6 +76,11 @@ def read_epoch(path: Path) -> None:
     read = sum(len(batch) for batch in store.batches(BATCH, seed=0, epoch=0))
     if read != len(store):
         raise RuntimeError(f"{read} vectors were read of {len(store)}")
+
+
+def train_epoch(path: Path) -> None:
+    """Train a dictionary on every vector once."""
+    train(Store.open(path), [SaeSettings(*SIZE)], Reading(BATCH, epochs=1))
 
 
 def peak_over_baseline(work: Callable[[], None]) -> int:

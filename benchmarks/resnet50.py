@@ -30,7 +30,7 @@ BANKS = {NMF: REFERENCE, SAE: f"resnet50/{LAYER}/sae"}
 
 
 def publish(root: Path, *, exported: bool = False) -> Repository:
-    """Publish the model, with its ONNX file if wanted, and its banks: directions found in activations, and random ones."""
+    """Publish the model, with its ONNX file if wanted, and its banks: of found directions, and of random ones."""
     torch.manual_seed(0)
     network = torchvision.models.resnet50().eval()
     spec = ModelSpec(

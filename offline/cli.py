@@ -321,6 +321,7 @@ class _Bars:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
         )
         self._tasks: dict[str, TaskID] = {}
@@ -332,10 +333,12 @@ class _Bars:
     def __exit__(self, *_error: object) -> None:
         self._progress.stop()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
+            self._tasks[stage] = self._progress.add_task(stage, total=total, note="")
         self._progress.update(self._tasks[stage], completed=done, total=total)
+        if note:
+            self._progress.update(self._tasks[stage], note=note)
 
 
 def _print(table: Any) -> None:

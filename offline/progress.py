@@ -8,9 +8,9 @@ from typing import Protocol
 class Reporter(Protocol):
     """Hears of progress."""
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take note that ``done`` of ``total`` steps of a stage are done; ``done == total`` ends it."""
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Take note that ``done`` of ``total`` steps of a stage are done, and how; ``done == total`` ends it."""
 
 
-def silent(stage: str, done: int, total: int) -> None:
+def silent(stage: str, done: int, total: int, note: str = "") -> None:
     """Ignore progress."""

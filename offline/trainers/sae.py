@@ -22,7 +22,7 @@ from offline.progress import Reporter
 from offline.sae import presets
 from offline.sae.presets import Size
 from offline.sae.settings import Reading, SaeSettings, Variant
-from offline.sae.training import Trained
+from offline.sae.training import Listener, Progress, Trained
 from offline.sae.training import train as train_dictionaries
 from offline.store.harvest import harvest
 from offline.store.reading import Store
@@ -133,14 +133,18 @@ def train(repository: Repository, config: SaeConfig, report: Reporter) -> Outcom
     reading = _reading(config, len(store))
     # A folder for each training: what another one left there is not in its way.
     identity = hashlib.sha256(repr((store.plan, store.data_fingerprint, settings, reading)).encode()).hexdigest()
+    tell = _teller(settings, reading.steps_per_epoch(len(store)) * reading.epochs, report)
     trained = train_dictionaries(
         store,
         settings,
         reading,
         checkpoint_folder=workspace / "checkpoints" / identity[:16],
         devices=config.devices or (config.device,),
+        listener=tell,
         report=report,
     )
+    for done in trained:
+        tell(done.history[-1])
     each = 1 + config.stability_seeds
     groups = [trained[first : first + each] for first in range(0, len(trained), each)]
     banks = [_publish(repository, task, encoder, store, group, alone=len(groups) == 1) for group in groups]
@@ -151,6 +155,22 @@ def train(repository: Repository, config: SaeConfig, report: Reporter) -> Outcom
 def _reading(config: SaeConfig, vectors: int) -> Reading:
     batch_size = config.vectors_per_step or min(_BATCH, max(1, vectors // _STEPS))
     return Reading(batch_size, config.epochs, config.seed)
+
+
+def _teller(settings: Sequence[SaeSettings], steps: int, report: Reporter) -> Listener:
+    """Return what passes on how each dictionary does, of so many steps in all."""
+
+    def tell(progress: Progress) -> None:
+        one = settings[progress.dictionary]
+        report(
+            f"{one.latents}/{one.k} seed {one.seed}",
+            progress.step,
+            steps,
+            f"loss {progress.loss:.3g} R² {progress.variance_explained:.3f} dead {progress.dead_share:.1%} "
+            f"L0 {progress.l0:.1f} {progress.vectors_per_second:,.0f}/s",
+        )
+
+    return tell
 
 
 def _publish(

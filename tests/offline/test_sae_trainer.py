@@ -437,7 +437,7 @@ def test_another_training_is_not_in_the_way(place: Path, files: Repository) -> N
     class Stop(BaseException):
         pass
 
-    def stop(stage: str, done: int, total: int) -> None:
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
         if stage == "train" and done > total // 2:
             raise Stop
 
