@@ -415,7 +415,7 @@ end_at("harvest", found("vectors/plan.json"))
 end_at("training", found("checkpoints/*/checkpoint.safetensors"))
 end_at("publishing", lambda: len(files.banks()) == 1)
 seen = []
-outcome = train(files, config(place, **how), lambda stage, done, total: seen.append(stage))
+outcome = train(files, config(place, **how), lambda stage, *_: seen.append(stage))
 print("train" in seen, unfinished(files), [bank.digest for bank in outcome.banks] == [b.digest for b in whole.banks])
 """
 
