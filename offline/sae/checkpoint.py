@@ -43,12 +43,24 @@ class Checkpoints:
         self._identity = json.loads(json.dumps({"schema": _SCHEMA, **identity}))
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; a crash at any instant leaves the old one or the new one."""
+        """Replace the checkpoint; a crash at any instant leaves the old one or the new one.
+
+        Raises
+        ------
+        InvalidInput
+            If it cannot be written, as to a full disk; the old one stays.
+        """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         draft = self._path.with_suffix(".tmp")
         described = {"identity": json.dumps(self._identity), "facts": json.dumps(facts)}
         contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(contents, draft, described)
+        try:
+            safetensors.torch.save_file(contents, draft, described)
+        except SafetensorError as error:
+            draft.unlink(missing_ok=True)
+            raise InvalidInput(
+                "the checkpoint cannot be written: make room on its disk, and the same command goes on"
+            ) from error
         for path in (draft, self._path.parent):
             _flush(path)
             if path == draft:

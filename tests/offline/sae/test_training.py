@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 
 from concepts.errors import CorruptData, InvalidInput, NotTrainable, NumericalFailure
+from offline.sae.checkpoint import Checkpoints
 from offline.sae.dictionary import Dictionary
 from offline.sae.group import Group
 from offline.sae.learner import Learner, normalise_rows, remove_parallel
@@ -218,6 +220,23 @@ def test_a_damaged_checkpoint_is_told(damage, tmp_path):
     file.write_bytes({"cut": content[: len(content) // 2], "other": b"no tensors", "empty": b""}[damage])
     with pytest.raises(CorruptData, match="delete it"):
         train(vectors, [SETTINGS], SMALL, devices=["cpu"], checkpoint_folder=tmp_path)
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save({"weights": torch.zeros(10)}, {"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(InvalidInput, match="make room") as caught:
+            checkpoints.save({"weights": torch.zeros(10_000)}, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path) not in caught.value.message
+    assert len(list(tmp_path.iterdir())) == 1
+    kept = checkpoints.load()
+    assert kept is not None
+    assert kept.facts == {"step": 1}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
