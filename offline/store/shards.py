@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from concepts.errors import AlreadyExists, CorruptData, InvalidInput, NotTrainable
 from concepts.storage import LocalStorage
+from offline.exclusive import alone_in
 from offline.images import fingerprint, lot
 from offline.store.plan import Plan, in_words
 
@@ -210,18 +209,10 @@ def drafting(path: Path, plan: Plan, needed: int) -> Iterator[Draft]:
     AlreadyExists
         If another process writes into it, or it holds anything else.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyExists("another harvest is writing into this store: wait for it, or end it") from error
+    with alone_in(path, "another harvest is writing into this store: wait for it, or end it"):
         draft = Draft(path, plan, needed)
         draft.begin()
         yield draft
-    finally:
-        os.close(folder)
 
 
 def read_plan(path: Path) -> Plan:

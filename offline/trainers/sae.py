@@ -13,9 +13,11 @@ from pydantic import ByteSize, Field
 from torch import Tensor
 
 from concepts.bank import Bank
+from concepts.errors import AlreadyExists
 from concepts.kinds import load_codec
 from concepts.repository import Repository
 from offline.encoders import Encoder
+from offline.exclusive import alone_in
 from offline.free import FreeConfig, judge_free, prepare, publish_free
 from offline.metrics import dictionaries
 from offline.progress import Reporter
@@ -119,7 +121,7 @@ def train(repository: Repository, config: SaeConfig, report: Reporter) -> Outcom
     UnknownModel, UnknownLayer, InvalidCut, UnknownClass, InvalidInput
         If the configuration does not fit the model, the images or this machine.
     AlreadyExists
-        If the store holds what was harvested otherwise.
+        If the store holds what was harvested otherwise, or another process trains the bank.
     NotTrainable, NumericalFailure
         If nothing can be learned from the activations, or the training diverges; nothing is published then.
     """
@@ -128,8 +130,36 @@ def train(repository: Repository, config: SaeConfig, report: Reporter) -> Outcom
     for one in settings:
         one.check()
     workspace = repository.workspace(config.model, config.layer, config.name)
+    with alone_in(workspace, "another training of this bank is running: wait for it, or give this one another --name"):
+        store = _harvest(task, workspace)
+        trained = _learn(store, settings, config, workspace / "checkpoints", report)
+        each = 1 + config.stability_seeds
+        groups = [trained[first : first + each] for first in range(0, len(trained), each)]
+        banks = [_publish(repository, task, encoder, store, group, alone=len(groups) == 1) for group in groups]
+        shutil.rmtree(workspace, ignore_errors=True)
+    return Outcome(tuple(banks), skipped_images={**store.skipped, **task.skipped_images})
+
+
+def _harvest(task: Task[SaeConfig], workspace: Path) -> Store:
+    """Return the vectors to learn from, harvested where they are not there yet."""
+    config = task.config
     place = config.store or workspace / "vectors"
-    store = harvest(task.model, task.cut, task.training, place, config.harvest_settings(), report)
+    try:
+        return harvest(task.model, task.cut, task.training, place, config.harvest_settings(), task.report)
+    except AlreadyExists as error:
+        if config.store is not None:
+            raise
+        left = "/".join(place.parts[-5:])
+        raise AlreadyExists(
+            f"{error.message}, by --store; or delete {left} below the repository, which a training that was not "
+            "finished has left there"
+        ) from error
+
+
+def _learn(
+    store: Store, settings: Sequence[SaeSettings], config: SaeConfig, checkpoints: Path, report: Reporter
+) -> list[Trained]:
+    """Train all dictionaries in one pass over the vectors."""
     reading = _reading(config, len(store))
     # A folder for each training: what another one left there is not in its way.
     identity = hashlib.sha256(repr((store.plan, store.data_fingerprint, settings, reading)).encode()).hexdigest()
@@ -138,18 +168,14 @@ def train(repository: Repository, config: SaeConfig, report: Reporter) -> Outcom
         store,
         settings,
         reading,
-        checkpoint_folder=workspace / "checkpoints" / identity[:16],
+        checkpoint_folder=checkpoints / identity[:16],
         devices=config.devices or (config.device,),
         listener=tell,
         report=report,
     )
     for done in trained:
         tell(done.history[-1])
-    each = 1 + config.stability_seeds
-    groups = [trained[first : first + each] for first in range(0, len(trained), each)]
-    banks = [_publish(repository, task, encoder, store, group, alone=len(groups) == 1) for group in groups]
-    shutil.rmtree(workspace, ignore_errors=True)
-    return Outcome(tuple(banks), skipped_images={**store.skipped, **task.skipped_images})
+    return trained
 
 
 def _reading(config: SaeConfig, vectors: int) -> Reading:

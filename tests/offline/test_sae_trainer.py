@@ -447,3 +447,29 @@ def test_another_training_is_not_in_the_way(place: Path, files: Repository) -> N
     bank = train(files, config(place, name="again", sizes=("32/2",)), silent).bank
     assert len(bank.concepts) == 32
     assert unfinished(files) == []
+
+
+def test_one_training_of_a_bank_at_a_time(place: Path, files: Repository) -> None:
+    refused: list[str] = []
+
+    def begin_another(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == "train" and not refused:
+            with pytest.raises(AlreadyExists) as caught:
+                train(files, config(place, name="twice"), silent)
+            refused.append(caught.value.message)
+
+    assert train(files, config(place, name="twice"), begin_another).bank.name == "twice"
+    assert "another training of this bank is running" in refused[0]
+
+
+def test_what_another_configuration_left_is_named_with_what_to_do(place: Path, files: Repository) -> None:
+    with pytest.raises(InvalidInput, match="a batch of"):
+        train(files, config(place, name="left", vectors_per_step=10**6), silent)
+    wanted = config(place, name="left", seed=1)
+    with pytest.raises(
+        AlreadyExists, match=f"seed 0, not 1.*--store.*delete work/{MODEL}/layer3/left/vectors"
+    ) as caught:
+        train(files, wanted, silent)
+    assert str(files.root) not in caught.value.message
+    shutil.rmtree(files.root / f"work/{MODEL}/layer3/left/vectors")
+    assert train(files, wanted, silent).bank.name == "left"
