@@ -345,7 +345,8 @@ class Engine:
     ) -> tuple[answers.Maps, list[InputMapReport | None]]:
         """Return the maps of the chosen slots ``[B, L]`` on the input, and how far to trust them."""
         gradients = self.codec.gradients(encoded.codes, slots)
-        found = input_maps.input_maps(self.cut, rooted, encoded.x, gradients)
+        coloured = any(option.colours for option in options)
+        found = input_maps.input_maps(self.cut, rooted, encoded.x, gradients, keep_gradients=coloured)
         activations = encoded.codes.total().gather(1, slots)
         residuals = ((found.values.sum((2, 3)) - activations).abs() / activations.abs().clamp_min(1e-12)).cpu()
         residuals = residuals.masked_fill((encoded.codes.ids.gather(1, slots) == EMPTY).cpu(), 0.0)
@@ -353,7 +354,9 @@ class Engine:
         maps: answers.Maps = {}
         for row, option in enumerate(options):
             for place, slot in enumerate(slots[row, : option.top_k].tolist()):
-                rendered = input_maps.colours(encoded.x[row], found.gradients[row, place]) if option.colours else None
+                rendered = None
+                if option.colours and found.gradients is not None:
+                    rendered = input_maps.colours(encoded.x[row], found.gradients[row, place])
                 maps["input", row, slot] = ConceptMap(values[row, place], None, rendered)
         exactness, reason = self._exact_input_maps
         return maps, [

@@ -36,7 +36,7 @@ class Rooted(NamedTuple):
     a: Tensor
     """In the layer's layout, ``[B, …]``."""
     pull: Callable[[Tensor], Tensor]
-    """From L gradients at the layer ``[L, B, …]`` to those at the input, ``[L, B, C, H, W]``."""
+    """From L gradients at the layer ``[L, B, …]`` to those at the input, ``[L, B, C, H, W]``, all L at once."""
 
 
 class InputMaps(NamedTuple):
@@ -44,8 +44,8 @@ class InputMaps(NamedTuple):
 
     values: Tensor
     """Gradient × input, summed over channels, ``[B, L, H, W]``."""
-    gradients: Tensor
-    """``[B, L, C, H, W]``."""
+    gradients: Tensor | None
+    """``[B, L, C, H, W]``, where they are kept."""
 
 
 def root(cut: Cut, x: Tensor) -> Rooted:
@@ -64,7 +64,7 @@ def root(cut: Cut, x: Tensor) -> Rooted:
 
     def pulled(gradients: Tensor) -> Tensor:
         try:
-            back = torch.vmap(pull, chunk_size=max(1, _PRODUCTS // len(x)))(gradients)[0]
+            back = torch.vmap(pull)(gradients)[0]
         except RuntimeError:  # operations that know no batches of gradients
             back = torch.stack([pull(gradient)[0] for gradient in gradients])
         found: Tensor = back.detach()
@@ -73,7 +73,7 @@ def root(cut: Cut, x: Tensor) -> Rooted:
     return Rooted(a.detach(), pulled)
 
 
-def input_maps(cut: Cut, rooted: Rooted, x: Tensor, gradients: Tensor) -> InputMaps:
+def input_maps(cut: Cut, rooted: Rooted, x: Tensor, gradients: Tensor, *, keep_gradients: bool = False) -> InputMaps:
     """Return where the codes of some concepts come from.
 
     Parameters
@@ -82,10 +82,16 @@ def input_maps(cut: Cut, rooted: Rooted, x: Tensor, gradients: Tensor) -> InputM
         From ``root``.
     gradients
         Of each code with respect to the activation, ``[B, L, P, C]``.
+    keep_gradients
+        Return the gradients at the input, too: they take as much memory as all maps of every channel.
     """
-    at_layer = torch.stack([cut.unpositions(gradient) for gradient in gradients.unbind(1)])
-    found = rooted.pull(at_layer).transpose(0, 1)
-    return InputMaps((found * x.unsqueeze(1)).sum(2), found)
+    values, kept = [], []
+    for part in gradients.split(max(1, _PRODUCTS // len(x)), dim=1):
+        found = rooted.pull(torch.stack([cut.unpositions(gradient) for gradient in part.unbind(1)]))
+        values.append((found * x).sum(2))
+        if keep_gradients:
+            kept.append(found)
+    return InputMaps(torch.cat(values).transpose(0, 1), torch.cat(kept).transpose(0, 1) if kept else None)
 
 
 def is_linear(cut: Cut) -> bool:

@@ -16,7 +16,7 @@ from concepts import model as models
 from concepts.bank import Bank, Concept
 from concepts.codec import DenseCodes, SparseCodes, decode
 from concepts.engine import Engine
-from concepts.errors import CorruptData, UnsupportedOption
+from concepts.errors import CorruptData, NumericalFailure, UnsupportedOption
 from concepts.explanation import EngineRequest, ExplainOptions, Explanation
 from concepts.kinds import load_codec
 from concepts.kinds.sae import SaeCodec
@@ -246,11 +246,33 @@ def test_maps_on_the_input_add_up_to_the_activation(bcos_engine: Engine, views: 
         with module.explanation_mode():
             a = module.layer3(module.layer2(module.layer1(module.bn1(module.conv1(x)))))[0].flatten(1).T
         active = reference(tensors, a.detach()) > 0
-        for concept in answer.concepts[:2]:
+        for concept in (*answer.concepts[:2], answer.concepts[-1]):  # of the first product, and of the last
             code = (a @ tensors["encoder"][concept.id])[active[:, concept.id]].sum()
             (gradient,) = torch.autograd.grad(code, x, retain_graph=True)
             expected = (gradient * x)[0].sum(0).detach().numpy()
             np.testing.assert_allclose(concept.maps["input"].values, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_an_image_without_an_answer_harms_no_map_of_others(
+    bcos: Model, bcos_engine: Engine, views: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = views[:3].copy()
+    batch[1] = 255
+    options = {"maps": ("input", "activation"), "top_k": 5, "colours": True}
+    expected = explain(bcos_engine, batch, **options)
+    first = bcos.module.conv1.forward
+    white = lambda x: (x[:, :3].mean((1, 2, 3)) > 0.99).view(-1, 1, 1, 1)  # noqa: E731
+    monkeypatch.setattr(bcos.module.conv1, "forward", lambda x: first(x.masked_fill(white(x), torch.nan)))
+    wanted = EngineRequest(None, ExplainOptions(**options))  # type: ignore[arg-type]
+    found = bcos_engine.explain(batch, [wanted] * 3)
+    assert isinstance(found[1], NumericalFailure)
+    for row in (0, 2):
+        answer = found[row]
+        assert isinstance(answer, Explanation)
+        for concept, alike in zip(answer.concepts, expected[row].concepts, strict=True):
+            assert concept.id == alike.id
+            pixels = alike.maps["input"].values
+            np.testing.assert_allclose(concept.maps["input"].values, pixels, atol=1e-5 * np.abs(pixels).max())
 
 
 def test_colours_are_those_of_the_pixels_that_count(bcos_engine: Engine, views: NDArray[np.uint8]) -> None:
