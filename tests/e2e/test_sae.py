@@ -78,7 +78,7 @@ def held_out(bank: str, images: Path) -> list[Path]:
 def test_the_concepts_of_every_image_add_up_to_its_logit(
     client: whence.Client, images: Path, bank: str, count: int
 ) -> None:
-    """All concepts are listed and added up here; leaving the least of the larger ones out would be seen."""
+    """All concepts are listed and added up here; leaving the largest out would be seen."""
     paths = held_out(bank, images)
     assert len(paths) == count
     right = 0
