@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,10 +54,11 @@ def measured(name: str, network: torch.nn.Module, layer: str, side: int, device:
     codec = SaeCodec(encoder.to(device), encoder.to(device), CONCEPTS)
     codes = codec.encode(cut.positions(cut.trunk(x)), torch.zeros(1, dtype=torch.int64, device=device))
     slots = (codes.ids[0] >= 0).nonzero().T
-    gradients = codec.gradients(codes, slots)
+    gradients_of = partial(codec.gradients, codes)
+    gradients = gradients_of(slots)
 
     def together() -> Tensor:
-        return input_maps.input_maps(cut, input_maps.root(cut, x), x, gradients).values[0].cpu()
+        return input_maps.input_maps(cut, input_maps.root(cut, x), x, slots, gradients_of).values[0].cpu()
 
     def one_by_one() -> Tensor:
         with torch.enable_grad(), cut.linearised():

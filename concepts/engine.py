@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -344,9 +344,9 @@ class Engine:
         self, encoded: _Encoded, rooted: Rooted, slots: Tensor, options: Sequence[ExplainOptions]
     ) -> tuple[answers.Maps, list[InputMapReport | None]]:
         """Return the maps of the chosen slots ``[B, L]`` on the input, and how far to trust them."""
-        gradients = self.codec.gradients(encoded.codes, slots)
         coloured = any(option.colours for option in options)
-        found = input_maps.input_maps(self.cut, rooted, encoded.x, gradients, keep_gradients=coloured)
+        gradients_of = partial(self.codec.gradients, encoded.codes)
+        found = input_maps.input_maps(self.cut, rooted, encoded.x, slots, gradients_of, keep_gradients=coloured)
         activations = encoded.codes.total().gather(1, slots)
         residuals = ((found.values.sum((2, 3)) - activations).abs() / activations.abs().clamp_min(1e-12)).cpu()
         residuals = residuals.masked_fill((encoded.codes.ids.gather(1, slots) == EMPTY).cpu(), 0.0)

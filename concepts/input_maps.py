@@ -73,21 +73,31 @@ def root(cut: Cut, x: Tensor) -> Rooted:
     return Rooted(a.detach(), pulled)
 
 
-def input_maps(cut: Cut, rooted: Rooted, x: Tensor, gradients: Tensor, *, keep_gradients: bool = False) -> InputMaps:
+def input_maps(
+    cut: Cut,
+    rooted: Rooted,
+    x: Tensor,
+    slots: Tensor,
+    gradients_of: Callable[[Tensor], Tensor],
+    *,
+    keep_gradients: bool = False,
+) -> InputMaps:
     """Return where the codes of some concepts come from.
 
     Parameters
     ----------
     cut, rooted, x
         From ``root``.
-    gradients
-        Of each code with respect to the activation, ``[B, L, P, C]``.
+    slots
+        Of the concepts, int64 ``[B, L]``.
+    gradients_of
+        From some of them, ``[B, l]``, to the gradients of their codes at the activation, ``[B, l, P, C]``.
     keep_gradients
         Return the gradients at the input, too: they take as much memory as all maps of every channel.
     """
     values, kept = [], []
-    for part in gradients.split(max(1, _PRODUCTS // len(x)), dim=1):
-        found = rooted.pull(torch.stack([cut.unpositions(gradient) for gradient in part.unbind(1)]))
+    for part in slots.split(max(1, _PRODUCTS // len(x)), dim=1):
+        found = rooted.pull(torch.stack([cut.unpositions(gradient) for gradient in gradients_of(part).unbind(1)]))
         values.append((found * x).sum(2))
         if keep_gradients:
             kept.append(found)
