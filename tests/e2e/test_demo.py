@@ -21,6 +21,8 @@ from tests.e2e.conftest import ROOT
 MARK = "STARTED_BY_THE_DEMO_IN"
 README = (ROOT / "README.md").read_text()
 
+pytestmark = pytest.mark.timeout(900)  # a demo takes minutes where others use the machine, too
+
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -53,7 +53,7 @@ def test_errors_are_typed(server: RunningServer) -> None:
         # What the engine's replica refuses arrives typed too.
         wanting = ask(held_out()[0])
         wanting.options.maps.append(3)
-        assert refused(stub.Explain, wanting)[0] == "UNIMPLEMENTED"
+        assert refused(stub.Explain, wanting)[0] == "INVALID_ARGUMENT"
 
 
 def test_a_cancelled_call_leaves_the_next_alone(server: RunningServer) -> None:
