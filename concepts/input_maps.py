@@ -27,7 +27,7 @@ _SMOOTHING = 15
 """Side of the square over which opacity is averaged, in pixels (B-cos, Böhle et al. 2022)."""
 
 
-_Vjp = tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]
+_Vjp = tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]
 
 
 class Rooted(NamedTuple):
@@ -58,19 +58,34 @@ def root(cut: Cut, x: Tensor) -> Rooted:
     x
         Model inputs ``[B, C, H, W]``.
     """
+    batched = True
     # Fused attention cannot be differentiated for many outputs at once.
     with cut.linearised(), sdpa_kernel(SDPBackend.MATH):
-        a, pull = cast(_Vjp, torch.func.vjp(cut.trunk_with_gradients, x))
+        try:
+            a, pull = cast(_Vjp, torch.func.vjp(cut.trunk_with_gradients, x))
+        except RuntimeError:  # gradients written in the older of torch's two ways
+            a, pull = _recorded(cut, x)
+            batched = False
 
     def pulled(gradients: Tensor) -> Tensor:
-        try:
-            back = torch.vmap(pull)(gradients)[0]
-        except RuntimeError:  # operations that know no batches of gradients
-            back = torch.stack([pull(gradient)[0] for gradient in gradients])
-        found: Tensor = back.detach()
-        return found
+        nonlocal batched
+        if batched:
+            try:
+                back: Tensor = torch.vmap(pull)(gradients)[0]
+                return back.detach()
+            except RuntimeError:  # operations that know no batches of gradients
+                batched = False
+        return torch.stack([pull(gradient)[0] for gradient in gradients]).detach()
 
     return Rooted(a.detach(), pulled)
+
+
+def _recorded(cut: Cut, x: Tensor) -> _Vjp:
+    """Return the activation, and its vector-Jacobian product one at a time, by a graph that is kept."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        a = cut.trunk_with_gradients(leaf)
+    return a, lambda gradient: torch.autograd.grad(a, leaf, gradient, retain_graph=True)
 
 
 def input_maps(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from concepts import input_maps
 from concepts import model as models
 from concepts.bank import Bank, Concept
 from concepts.codec import DenseCodes, SparseCodes, decode
+from concepts.cut import Cut
 from concepts.engine import Engine
 from concepts.errors import CorruptData, NumericalFailure, UnsupportedOption
 from concepts.explanation import EngineRequest, ExplainOptions, Explanation
@@ -329,3 +332,42 @@ def test_colours_need_a_model_that_sees_them(model: Model, bcos_engine: Engine) 
         ordinary.check(EngineRequest(None, ExplainOptions(maps=("input",), colours=True)))
     with pytest.raises(UnsupportedOption, match="ask for these"):
         bcos_engine.check(EngineRequest(None, ExplainOptions(colours=True)))
+
+
+class _Cube(torch.autograd.Function):
+    """x³, its gradient by hand in the older of torch's two ways, which knows no batches of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+
+class _Powers(nn.Module):
+    """Its layer answers the cubes of the channels."""
+
+    def __init__(self, by_hand: bool) -> None:
+        super().__init__()
+        self.by_hand, self.layer, self.linear = by_hand, nn.Identity(), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cubes = _Cube.apply(x) if self.by_hand else x**3
+        return self.linear(self.layer(cubes).mean((2, 3)))
+
+
+def test_networks_with_gradients_of_their_own_get_maps_one_by_one() -> None:
+    torch.manual_seed(0)
+    networks = [_Powers(by_hand).eval().requires_grad_(False) for by_hand in (True, False)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    x = torch.rand(2, 3, 4, 4)
+    probes = torch.randn(5, 2, 3, 4, 4)
+    found = []
+    for network in networks:
+        cut = Cut(network, "layer", x)
+        found.append(input_maps.root(cut, x).pull(probes))
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], probes * 3 * x**2)
