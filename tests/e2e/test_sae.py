@@ -121,8 +121,8 @@ def test_the_pixels_of_every_map_add_up_to_the_concept(
             for concept in explanation.concepts:
                 pixels = concept.maps["input"].values
                 assert pixels.sum(dtype=float) == pytest.approx(concept.activation, rel=TOLERANCE), path
-                # Zeroing one pixel in a hundred is seen: the law is not met by chance.
-                assert pixels.ravel()[::100].sum(dtype=float) != pytest.approx(0, abs=TOLERANCE * concept.activation)
+                # Without its largest pixel it would not.
+                assert abs(pixels).max() > 2 * TOLERANCE * concept.activation
 
 
 @pytest.mark.parametrize("name", [CIFAR, WORLD])
