@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import urllib.request
 from pathlib import Path
 
@@ -126,9 +127,19 @@ def test_what_if_through_onnx_runtime(server: RunningServer, images: list[Path])
         assert before - after == pytest.approx(best.contribution, abs=1e-3)
 
 
-def test_memory_is_reported_by_model_and_bank(server: RunningServer, root: Path) -> None:
+def memory_lines(server: RunningServer) -> list[str]:
+    """Return what the server says of the memory of its replicas."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as reply:
-        lines = [line for line in reply.read().decode().splitlines() if line.startswith("ray_whence_memory_bytes{")]
+        return [line for line in reply.read().decode().splitlines() if line.startswith("ray_whence_memory_bytes{")]
+
+
+def test_memory_is_reported_by_model_and_bank(server: RunningServer, root: Path) -> None:
+    lines, until = memory_lines(server), time.monotonic() + 60
+    while (
+        not all(f'what="{what}"' in "".join(lines) for what in ("model", "trunk", "bank")) and time.monotonic() < until
+    ):
+        time.sleep(1)  # replicas report every few seconds
+        lines = memory_lines(server)
     weights = sum(t.nbytes for t in load_file(MODELS["cnn"].weights).values())
     for what, name, low in (
         ("model", "exported", 0.95 * weights),
