@@ -134,19 +134,18 @@ def memory_lines(server: RunningServer) -> list[str]:
 
 
 def test_memory_is_reported_by_model_and_bank(server: RunningServer, root: Path) -> None:
-    lines, until = memory_lines(server), time.monotonic() + 60
-    while (
-        not all(f'what="{what}"' in "".join(lines) for what in ("model", "trunk", "bank")) and time.monotonic() < until
-    ):
-        time.sleep(1)  # replicas report every few seconds
-        lines = memory_lines(server)
     weights = sum(t.nbytes for t in load_file(MODELS["cnn"].weights).values())
+    until = time.monotonic() + 60
     for what, name, low in (
         ("model", "exported", 0.95 * weights),
         ("trunk", f"keras/{LAYERS['keras']}", 0.5 * weights),
         ("bank", f"exported/{LAYERS['exported']}/quick", 12 * 96 * 4),
     ):
-        (line,) = [line for line in lines if f'what="{what}"' in line and f'name="{name}"' in line]
+        found: list[str] = []
+        while not found and time.monotonic() < until:  # replicas report every few seconds
+            found = [line for line in memory_lines(server) if f'what="{what}"' in line and f'name="{name}"' in line]
+            time.sleep(0.5)
+        (line,) = found
         assert low <= float(line.rpartition(" ")[2]) <= 10 * low
 
 
