@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -22,6 +23,9 @@ SCHEMA = 1
 MANIFEST = "bank.json"
 TENSORS = "tensors.safetensors"
 CONCEPTS = "concepts.jsonl"
+
+_PARTS = "parts/"
+"""Before the names of the parts' tensors."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ class Bank:
     """sha256 over the keys and contents of the training images."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """How the model's images were prepared in training (``Preprocessing.to_json``); empty where it is not known."""
+    parts: Bank | None = None
+    """Sub-concepts of these concepts, at an earlier layer (the recursion of CRAFT); see ``with_parts``. Each names its
+    ``parent``. There they count from 0; in the files, and for callers, their ids follow those of the concepts."""
     files: Mapping[str, str] = field(default_factory=dict)
     """sha256 of every other file of the bank, by its path."""
     digest: str = ""
@@ -89,23 +96,49 @@ class Bank:
         """``model/layer/name``."""
         return f"{self.model}/{self.layer}/{self.name}"
 
+    def with_parts(
+        self, kind: str, layer: str, channels: int, concepts: tuple[Concept, ...], tensors: Mapping[str, Tensor]
+    ) -> Bank:
+        """Return this bank with parts, which have all else in common with it."""
+        whole = replace(self, parts=None)
+        parts = replace(whole, kind=kind, layer=layer, channels=channels, concepts=concepts, tensors=tensors)
+        return replace(whole, parts=parts)
+
+    @property
+    def all_concepts(self) -> tuple[Concept, ...]:
+        """The concepts, and after them their parts, ids counting on."""
+        if self.parts is None:
+            return self.concepts
+        first = len(self.concepts)
+        return self.concepts + tuple(replace(part, id=first + part.id) for part in self.parts.concepts)
+
+    def children(self, concept_id: int) -> list[int]:
+        """Return the ids of a concept's parts."""
+        parts = () if self.parts is None else self.parts.concepts
+        return [len(self.concepts) + part.id for part in parts if part.parent == concept_id]
+
+    def layer_of(self, concept_id: int) -> str:
+        """Return the layer of a concept or part."""
+        return self.layer if self.parts is None or concept_id < len(self.concepts) else self.parts.layer
+
     def concept(self, concept_id: int) -> Concept:
-        """Return a concept.
+        """Return a concept, or a part of one.
 
         Raises
         ------
         UnknownConcept
             If the bank has none of that id.
         """
-        if not 0 <= concept_id < len(self.concepts):
+        concepts = self.all_concepts
+        if not 0 <= concept_id < len(concepts):
             raise UnknownConcept(
-                f"bank {self.reference} has concepts 0 to {len(self.concepts) - 1}, not {concept_id}",
+                f"bank {self.reference} has concepts 0 to {len(concepts) - 1}, not {concept_id}",
                 bank=self.reference,
             )
-        return self.concepts[concept_id]
+        return concepts[concept_id]
 
     def codec(self) -> Codec:
-        """Return the bank's codec, on the CPU."""
+        """Return the codec of the bank's concepts, on the CPU; their parts have their own."""
         return load_codec(self.kind, self.tensors, [concept.class_index for concept in self.concepts])
 
 
@@ -129,24 +162,28 @@ def freeze(bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> tuple[Ba
     Raises
     ------
     CorruptData
-        If a concept names a picture that is not there, ids do not count up, a number is not finite, or a picture's
-        name is not that of a file in ``exemplars/``.
+        If a concept names a picture that is not there, ids do not count up, a number is not finite, a picture's name is
+        not that of a file in ``exemplars/``, or parts are not of concepts of this bank.
     """
     exemplars = exemplars or {}
     for name in exemplars:
         if not name.startswith("exemplars/"):
             raise CorruptData(f"the picture {name!r} must lie in exemplars/")
         _check_path(name)
-    for index, concept in enumerate(bank.concepts):
+    _check_parts(bank)
+    concepts = bank.all_concepts
+    for index, concept in enumerate(concepts):
         if concept.id != index:
             raise CorruptData(f"concept {index} of the bank has the id {concept.id}")
         for exemplar in concept.exemplars:
             if exemplar.file not in exemplars:
                 raise CorruptData(f"concept {index} names the picture {exemplar.file}, which is not there")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(bank.tensors.items())}
+    parts, tensors = bank.parts, _plain(bank.tensors)
+    part_tensors = {} if parts is None else _plain(parts.tensors)
+    stored = tensors | {_PARTS + name: tensor for name, tensor in part_tensors.items()}
     contents = {
-        TENSORS: safetensors.torch.save(tensors),
-        CONCEPTS: "".join(_dumps(asdict(concept)) + "\n" for concept in bank.concepts).encode(),
+        TENSORS: safetensors.torch.save(stored),
+        CONCEPTS: "".join(_dumps(asdict(concept)) + "\n" for concept in concepts).encode(),
         **{name: exemplars[name] for name in sorted(exemplars)},
     }
     files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
@@ -160,7 +197,7 @@ def freeze(bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> tuple[Ba
         "channels": bank.channels,
         "concept_count": len(bank.concepts),
         "tensors": {
-            name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()
+            name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in stored.items()
         },
         "configuration": bank.configuration,
         "data_fingerprint": bank.data_fingerprint,
@@ -168,9 +205,41 @@ def freeze(bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> tuple[Ba
         "metrics": bank.metrics,
         "files": files,
     }
+    if parts is not None:
+        manifest["parts"] = _parts_manifest(parts)
     contents[MANIFEST] = (_dumps(manifest, indent=1) + "\n").encode()
     digest = hashlib.sha256(contents[MANIFEST]).hexdigest()
-    return replace(bank, tensors=tensors, files=files, digest=digest), contents
+    frozen = replace(bank, tensors=tensors, files=files, digest=digest)
+    if parts is not None:
+        frozen = frozen.with_parts(parts.kind, parts.layer, parts.channels, parts.concepts, part_tensors)
+    return frozen, contents
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+
+
+def _parts_manifest(parts: Bank) -> dict[str, Any]:
+    return {
+        "kind": parts.kind,
+        "layer": parts.layer,
+        "channels": parts.channels,
+        "concept_count": len(parts.concepts),
+        "most": max(Counter(part.parent for part in parts.concepts).values()),  # that one concept has
+    }
+
+
+def _check_parts(bank: Bank) -> None:
+    """Raise CorruptData where parts are not of concepts of this bank."""
+    if bank.parts is None:
+        return
+    if bank.parts.parts is not None or not bank.parts.concepts:
+        raise CorruptData("the parts of a bank are one level of at least one concept")
+    for part in bank.parts.concepts:
+        if part.parent is None or not 0 <= part.parent < len(bank.concepts):
+            raise CorruptData(f"part {part.id} belongs to concept {part.parent}, which the bank does not have")
+        if part.class_index != bank.concepts[part.parent].class_index:
+            raise CorruptData(f"part {part.id} has another class than its concept {part.parent}")
 
 
 def read_manifest(content: bytes, digest: str) -> dict[str, Any]:
@@ -222,22 +291,33 @@ def check_file(manifest: Mapping[str, Any], name: str, content: bytes) -> bytes:
 def thaw(manifest: Mapping[str, Any], digest: str, tensors: bytes, concepts: bytes) -> Bank:
     """Rebuild a bank from its checked files; the inverse of ``freeze``."""
     try:
-        records = [json.loads(line) for line in concepts.splitlines()]
-        return Bank(
+        records = [_concept(json.loads(line)) for line in concepts.splitlines()]
+        stored, count = safetensors.torch.load(tensors), manifest["concept_count"]
+        bank = Bank(
             kind=manifest["kind"],
             model=manifest["model"],
             layer=manifest["layer"],
             name=manifest["name"],
             weights_digest=manifest["weights_digest"],
             channels=manifest["channels"],
-            concepts=tuple(_concept(record) for record in records),
-            tensors=safetensors.torch.load(tensors),
+            concepts=tuple(records[:count]),
+            tensors={name: tensor for name, tensor in stored.items() if not name.startswith(_PARTS)},
             metrics=manifest["metrics"],
             configuration=manifest["configuration"],
             data_fingerprint=manifest["data_fingerprint"],
             preprocessing=manifest.get("preprocessing", {}),
             files=manifest["files"],
             digest=digest,
+        )
+        described = manifest.get("parts")
+        if described is None:
+            return bank
+        return bank.with_parts(
+            kind=described["kind"],
+            layer=described["layer"],
+            channels=described["channels"],
+            concepts=tuple(replace(part, id=part.id - count) for part in records[count:]),
+            tensors={name.removeprefix(_PARTS): t for name, t in stored.items() if name.startswith(_PARTS)},
         )
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CorruptData(f"the bank's files do not have the form of schema {SCHEMA}: {error}") from error

@@ -16,6 +16,8 @@ from concepts.errors import CorruptData, InvalidInput, UnknownConcept
 from concepts.preprocessing import Box
 
 PICTURES = {"exemplars/0-0.webp": b"RIFF picture", "exemplars/1-0.webp": b"RIFF another"}
+DIGEST = "269d6d3ce199a815176b2a94a614398007e322cba6bb4dbb5676873c00c0fcf4"
+"""Of ``small_bank``."""
 
 
 def small_bank(**changes: Any) -> Bank:
@@ -49,6 +51,20 @@ def small_bank(**changes: Any) -> Bank:
     return replace(bank, **changes)
 
 
+def with_parts(bank: Bank) -> Bank:
+    """Give concept 0 a part and concept 1 two, at an earlier layer; the first has a picture."""
+    parts = tuple(
+        Concept(
+            index,
+            class_index=parent,
+            exemplars=(Exemplar("exemplars/4-0.webp", "train/b.jpg", Box(0.0, 0.0, 8.0, 8.0), 1.5),)[index:],
+            parent=parent,
+        )
+        for index, parent in enumerate((0, 1, 1))
+    )
+    return bank.with_parts("nmf", "layer2", 5, parts, {"dictionary": torch.ones(3, 5)})
+
+
 def reread(files: dict[str, bytes], digest: str) -> Bank:
     manifest = read_manifest(files["bank.json"], digest)
     return thaw(manifest, digest, files["tensors.safetensors"], files["concepts.jsonl"])
@@ -59,7 +75,10 @@ def same(one: Bank, other: Bank) -> None:
     for name, tensor in one.tensors.items():
         assert tensor.dtype == other.tensors[name].dtype
         assert torch.equal(tensor, other.tensors[name])
-    assert replace(one, tensors={}) == replace(other, tensors={})
+    assert replace(one, tensors={}, parts=None) == replace(other, tensors={}, parts=None)
+    assert (one.parts is None) == (other.parts is None)
+    if one.parts is not None and other.parts is not None:
+        same(one.parts, other.parts)
 
 
 def test_round_trip() -> None:
@@ -183,6 +202,58 @@ def test_concepts_by_id() -> None:
     for unknown in (-1, 4, 10**9):
         with pytest.raises(UnknownConcept, match="concepts 0 to 3"):
             bank.concept(unknown)
+
+
+def test_a_bank_with_parts_comes_back_as_a_tree() -> None:
+    pictures = {**PICTURES, "exemplars/4-0.webp": b"RIFF part"}
+    frozen, files = freeze(with_parts(small_bank()), pictures)
+    same(reread(files, frozen.digest), frozen)
+    assert frozen.parts is not None
+    assert (frozen.parts.layer, frozen.parts.channels, frozen.parts.digest) == ("layer2", 5, frozen.digest)
+    assert set(frozen.tensors) == {"dictionary", "extra"}
+    assert set(frozen.parts.tensors) == {"dictionary"}
+    records = [json.loads(line) for line in files["concepts.jsonl"].splitlines()]
+    assert [(record["id"], record["parent"]) for record in records[4:]] == [(4, 0), (5, 1), (6, 1)]
+    manifest = json.loads(files["bank.json"])
+    assert (manifest["concept_count"], manifest["channels"]) == (4, 6)
+    assert manifest["parts"] == {"kind": "nmf", "layer": "layer2", "channels": 5, "concept_count": 3, "most": 2}
+
+
+def test_parts_by_id() -> None:
+    bank = with_parts(small_bank())
+    assert [concept.id for concept in bank.all_concepts] == list(range(7))
+    assert bank.concept(6).parent == 1
+    assert [bank.children(concept) for concept in range(4)] == [[4], [5, 6], [], []]
+    assert [bank.layer_of(concept) for concept in (0, 3, 4, 6)] == ["layer3", "layer3", "layer2", "layer2"]
+    with pytest.raises(UnknownConcept, match="concepts 0 to 6"):
+        bank.concept(7)
+
+
+def test_a_bank_without_parts_is_as_it_was() -> None:
+    """Digests of banks are promises: that of this one was computed before banks could have parts."""
+    files = freeze(small_bank(), PICTURES)[1]
+    assert "parts" not in json.loads(files["bank.json"])
+    assert hashlib.sha256(files["bank.json"]).hexdigest() == DIGEST
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parent": None}, "part 0 belongs to concept None"),
+        ({"parent": 4}, "part 0 belongs to concept 4"),
+        ({"parent": 1}, "part 0 has another class than its concept 1"),
+        ({"id": 1}, "concept 4 of the bank has the id 5"),
+    ],
+)
+def test_parts_that_are_of_no_concept_are_refused(change: dict[str, Any], message: str) -> None:
+    parts = with_parts(small_bank()).parts
+    assert parts is not None
+    first = replace(parts.concepts[0], exemplars=(), **change)
+    broken = replace(parts, concepts=(first, *parts.concepts[1:]))
+    with pytest.raises(CorruptData, match=message):
+        freeze(replace(small_bank(), parts=broken), PICTURES)
+    with pytest.raises(CorruptData, match="one level"):
+        freeze(replace(small_bank(), parts=replace(parts, parts=parts)), PICTURES)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a" * 129, "a\n", "a\0", "ä"])
