@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from whence.v1 import image_pb2 as whence_dot_v1_dot_image__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14whence/v1/bank.proto\x12\twhence.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15whence/v1/image.proto\"{\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x04 \x03(\t\x12\x14\n\x0cinput_height\x18\x05 \x01(\r\x12\x13\n\x0binput_width\x18\x06 \x01(\r\"\xa4\x02\n\x04\x42\x61nk\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.whence.v1.BankKind\x12\r\n\x05model\x18\x04 \x01(\t\x12\r\n\x05layer\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x15\n\rconcept_count\x18\x07 \x01(\r\x12\x10\n\x08\x63hannels\x18\x08 \x01(\r\x12\x16\n\x0eweights_digest\x18\t \x01(\t\x12\x0f\n\x07\x63reated\x18\n \x01(\t\x12(\n\x07metrics\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\rconfiguration\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\"\x95\x02\n\x07\x43oncept\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x18\n\x0b\x63lass_index\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nclass_name\x18\x04 \x01(\t\x12\x36\n\nstatistics\x18\x05 \x03(\x0b\x32\".whence.v1.Concept.StatisticsEntry\x12&\n\texemplars\x18\x06 \x03(\x0b\x32\x13.whence.v1.Exemplar\x12\x13\n\x06parent\x18\x07 \x01(\rH\x01\x88\x01\x01\x1a\x31\n\x0fStatisticsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_class_indexB\t\n\x07_parent\"\\\n\x08\x45xemplar\x12\x0f\n\x07picture\x18\x01 \x01(\x0c\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x1b\n\x03\x62ox\x18\x03 \x01(\x0b\x32\x0e.whence.v1.Box\x12\x12\n\nactivation\x18\x04 \x01(\x02*{\n\x08\x42\x61nkKind\x12\x19\n\x15\x42\x41NK_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rBANK_KIND_SAE\x10\x01\x12\x11\n\rBANK_KIND_NMF\x10\x02\x12\x16\n\x12\x42\x41NK_KIND_CONTRAST\x10\x03\x12\x16\n\x12\x42\x41NK_KIND_SUBSPACE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14whence/v1/bank.proto\x12\twhence.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15whence/v1/image.proto\"{\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x04 \x03(\t\x12\x14\n\x0cinput_height\x18\x05 \x01(\r\x12\x13\n\x0binput_width\x18\x06 \x01(\r\"\xcd\x02\n\x04\x42\x61nk\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.whence.v1.BankKind\x12\r\n\x05model\x18\x04 \x01(\t\x12\r\n\x05layer\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x15\n\rconcept_count\x18\x07 \x01(\r\x12\x10\n\x08\x63hannels\x18\x08 \x01(\r\x12\x16\n\x0eweights_digest\x18\t \x01(\t\x12\x0f\n\x07\x63reated\x18\n \x01(\t\x12(\n\x07metrics\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\rconfiguration\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0bparts_layer\x18\r \x01(\t\x12\x12\n\npart_count\x18\x0e \x01(\r\"\xb6\x02\n\x07\x43oncept\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x18\n\x0b\x63lass_index\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nclass_name\x18\x04 \x01(\t\x12\x36\n\nstatistics\x18\x05 \x03(\x0b\x32\".whence.v1.Concept.StatisticsEntry\x12&\n\texemplars\x18\x06 \x03(\x0b\x32\x13.whence.v1.Exemplar\x12\x13\n\x06parent\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\r\n\x05layer\x18\x08 \x01(\t\x12\x10\n\x08\x63hildren\x18\t \x03(\r\x1a\x31\n\x0fStatisticsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_class_indexB\t\n\x07_parent\"\\\n\x08\x45xemplar\x12\x0f\n\x07picture\x18\x01 \x01(\x0c\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x1b\n\x03\x62ox\x18\x03 \x01(\x0b\x32\x0e.whence.v1.Box\x12\x12\n\nactivation\x18\x04 \x01(\x02*{\n\x08\x42\x61nkKind\x12\x19\n\x15\x42\x41NK_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rBANK_KIND_SAE\x10\x01\x12\x11\n\rBANK_KIND_NMF\x10\x02\x12\x16\n\x12\x42\x41NK_KIND_CONTRAST\x10\x03\x12\x16\n\x12\x42\x41NK_KIND_SUBSPACE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CONCEPT_STATISTICSENTRY']._loaded_options = None
   _globals['_CONCEPT_STATISTICSENTRY']._serialized_options = b'8\001'
-  _globals['_BANKKIND']._serialized_start=882
-  _globals['_BANKKIND']._serialized_end=1005
+  _globals['_BANKKIND']._serialized_start=956
+  _globals['_BANKKIND']._serialized_end=1079
   _globals['_MODEL']._serialized_start=88
   _globals['_MODEL']._serialized_end=211
   _globals['_BANK']._serialized_start=214
-  _globals['_BANK']._serialized_end=506
-  _globals['_CONCEPT']._serialized_start=509
-  _globals['_CONCEPT']._serialized_end=786
-  _globals['_CONCEPT_STATISTICSENTRY']._serialized_start=710
-  _globals['_CONCEPT_STATISTICSENTRY']._serialized_end=759
-  _globals['_EXEMPLAR']._serialized_start=788
-  _globals['_EXEMPLAR']._serialized_end=880
+  _globals['_BANK']._serialized_end=547
+  _globals['_CONCEPT']._serialized_start=550
+  _globals['_CONCEPT']._serialized_end=860
+  _globals['_CONCEPT_STATISTICSENTRY']._serialized_start=784
+  _globals['_CONCEPT_STATISTICSENTRY']._serialized_end=833
+  _globals['_EXEMPLAR']._serialized_start=862
+  _globals['_EXEMPLAR']._serialized_end=954
 # @@protoc_insertion_point(module_scope)

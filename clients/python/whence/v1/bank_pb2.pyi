@@ -39,7 +39,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., architecture: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ...) -> None: ...
 
 class Bank(_message.Message):
-    __slots__ = ("reference", "digest", "kind", "model", "layer", "name", "concept_count", "channels", "weights_digest", "created", "metrics", "configuration")
+    __slots__ = ("reference", "digest", "kind", "model", "layer", "name", "concept_count", "channels", "weights_digest", "created", "metrics", "configuration", "parts_layer", "part_count")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,8 @@ class Bank(_message.Message):
     CREATED_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    PARTS_LAYER_FIELD_NUMBER: _ClassVar[int]
+    PART_COUNT_FIELD_NUMBER: _ClassVar[int]
     reference: str
     digest: str
     kind: BankKind
@@ -64,10 +66,12 @@ class Bank(_message.Message):
     created: str
     metrics: _struct_pb2.Struct
     configuration: _struct_pb2.Struct
-    def __init__(self, reference: _Optional[str] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[BankKind, str]] = ..., model: _Optional[str] = ..., layer: _Optional[str] = ..., name: _Optional[str] = ..., concept_count: _Optional[int] = ..., channels: _Optional[int] = ..., weights_digest: _Optional[str] = ..., created: _Optional[str] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., configuration: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    parts_layer: str
+    part_count: int
+    def __init__(self, reference: _Optional[str] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[BankKind, str]] = ..., model: _Optional[str] = ..., layer: _Optional[str] = ..., name: _Optional[str] = ..., concept_count: _Optional[int] = ..., channels: _Optional[int] = ..., weights_digest: _Optional[str] = ..., created: _Optional[str] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., configuration: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., parts_layer: _Optional[str] = ..., part_count: _Optional[int] = ...) -> None: ...
 
 class Concept(_message.Message):
-    __slots__ = ("id", "label", "class_index", "class_name", "statistics", "exemplars", "parent")
+    __slots__ = ("id", "label", "class_index", "class_name", "statistics", "exemplars", "parent", "layer", "children")
     class StatisticsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +86,8 @@ class Concept(_message.Message):
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
     EXEMPLARS_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
     id: int
     label: str
     class_index: int
@@ -89,7 +95,9 @@ class Concept(_message.Message):
     statistics: _containers.ScalarMap[str, float]
     exemplars: _containers.RepeatedCompositeFieldContainer[Exemplar]
     parent: int
-    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., statistics: _Optional[_Mapping[str, float]] = ..., exemplars: _Optional[_Iterable[_Union[Exemplar, _Mapping]]] = ..., parent: _Optional[int] = ...) -> None: ...
+    layer: str
+    children: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., statistics: _Optional[_Mapping[str, float]] = ..., exemplars: _Optional[_Iterable[_Union[Exemplar, _Mapping]]] = ..., parent: _Optional[int] = ..., layer: _Optional[str] = ..., children: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Exemplar(_message.Message):
     __slots__ = ("picture", "source", "box", "activation")

@@ -69,7 +69,7 @@ EXACTNESS_EXACT: Exactness
 EXACTNESS_FIRST_ORDER: Exactness
 
 class ExplainOptions(_message.Message):
-    __slots__ = ("top_k", "order", "estimator", "maps", "map_size", "map_encoding", "substitute", "colours")
+    __slots__ = ("top_k", "order", "estimator", "maps", "map_size", "map_encoding", "substitute", "colours", "parts")
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class ExplainOptions(_message.Message):
     MAP_ENCODING_FIELD_NUMBER: _ClassVar[int]
     SUBSTITUTE_FIELD_NUMBER: _ClassVar[int]
     COLOURS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     top_k: int
     order: Order
     estimator: Estimator
@@ -86,7 +87,8 @@ class ExplainOptions(_message.Message):
     map_encoding: MapEncoding
     substitute: bool
     colours: bool
-    def __init__(self, top_k: _Optional[int] = ..., order: _Optional[_Union[Order, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., maps: _Optional[_Iterable[_Union[MapKind, str]]] = ..., map_size: _Optional[_Union[MapSize, str]] = ..., map_encoding: _Optional[_Union[MapEncoding, str]] = ..., substitute: _Optional[bool] = ..., colours: _Optional[bool] = ...) -> None: ...
+    parts: bool
+    def __init__(self, top_k: _Optional[int] = ..., order: _Optional[_Union[Order, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., maps: _Optional[_Iterable[_Union[MapKind, str]]] = ..., map_size: _Optional[_Union[MapSize, str]] = ..., map_encoding: _Optional[_Union[MapEncoding, str]] = ..., substitute: _Optional[bool] = ..., colours: _Optional[bool] = ..., parts: _Optional[bool] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("index", "name")
@@ -97,7 +99,7 @@ class Target(_message.Message):
     def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("model", "bank", "predictions", "target", "concepts", "unexplained", "contributions_total", "faithfulness", "timings", "view", "runtime", "estimator", "substitute")
+    __slots__ = ("model", "bank", "predictions", "target", "concepts", "unexplained", "contributions_total", "faithfulness", "timings", "view", "runtime", "estimator", "substitute", "parts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     BANK_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +113,7 @@ class Explanation(_message.Message):
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
     SUBSTITUTE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     model: ModelVersion
     bank: BankVersion
     predictions: _containers.RepeatedCompositeFieldContainer[ClassScore]
@@ -124,7 +127,20 @@ class Explanation(_message.Message):
     runtime: str
     estimator: Estimator
     substitute: bool
-    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., bank: _Optional[_Union[BankVersion, _Mapping]] = ..., predictions: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., target: _Optional[_Union[ClassScore, _Mapping]] = ..., concepts: _Optional[_Iterable[_Union[ConceptScore, _Mapping]]] = ..., unexplained: _Optional[float] = ..., contributions_total: _Optional[float] = ..., faithfulness: _Optional[_Union[FaithfulnessReport, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., view: _Optional[_Union[_image_pb2.Box, _Mapping]] = ..., runtime: _Optional[str] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., substitute: _Optional[bool] = ...) -> None: ...
+    parts: PartsReport
+    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., bank: _Optional[_Union[BankVersion, _Mapping]] = ..., predictions: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., target: _Optional[_Union[ClassScore, _Mapping]] = ..., concepts: _Optional[_Iterable[_Union[ConceptScore, _Mapping]]] = ..., unexplained: _Optional[float] = ..., contributions_total: _Optional[float] = ..., faithfulness: _Optional[_Union[FaithfulnessReport, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., view: _Optional[_Union[_image_pb2.Box, _Mapping]] = ..., runtime: _Optional[str] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., substitute: _Optional[bool] = ..., parts: _Optional[_Union[PartsReport, _Mapping]] = ...) -> None: ...
+
+class PartsReport(_message.Message):
+    __slots__ = ("layer", "contributions_total", "unexplained", "faithfulness")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    UNEXPLAINED_FIELD_NUMBER: _ClassVar[int]
+    FAITHFULNESS_FIELD_NUMBER: _ClassVar[int]
+    layer: str
+    contributions_total: float
+    unexplained: float
+    faithfulness: FaithfulnessReport
+    def __init__(self, layer: _Optional[str] = ..., contributions_total: _Optional[float] = ..., unexplained: _Optional[float] = ..., faithfulness: _Optional[_Union[FaithfulnessReport, _Mapping]] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
     __slots__ = ("name", "digest")
@@ -155,7 +171,7 @@ class ClassScore(_message.Message):
     def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., logit: _Optional[float] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class ConceptScore(_message.Message):
-    __slots__ = ("id", "label", "activation", "peak", "contribution", "share", "maps")
+    __slots__ = ("id", "label", "activation", "peak", "contribution", "share", "maps", "parts")
     ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +179,7 @@ class ConceptScore(_message.Message):
     CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     MAPS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     id: int
     label: str
     activation: float
@@ -170,7 +187,8 @@ class ConceptScore(_message.Message):
     contribution: float
     share: float
     maps: _containers.RepeatedCompositeFieldContainer[Map]
-    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., activation: _Optional[float] = ..., peak: _Optional[float] = ..., contribution: _Optional[float] = ..., share: _Optional[float] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[ConceptScore]
+    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., activation: _Optional[float] = ..., peak: _Optional[float] = ..., contribution: _Optional[float] = ..., share: _Optional[float] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[ConceptScore, _Mapping]]] = ...) -> None: ...
 
 class Map(_message.Message):
     __slots__ = ("kind", "height", "width", "encoding", "data", "class_token", "colours")
