@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from concepts import answers, estimators, input_maps, intervention
+from concepts import answers, estimators, input_maps, intervention, parts
 from concepts.answers import Findings
 from concepts.bank import Bank
 from concepts.codec import EMPTY, Codes
@@ -50,6 +50,7 @@ class BatchKey(NamedTuple):
     estimator: Estimator
     substitute: bool
     input_maps: bool
+    parts: bool
 
 
 class Memory(NamedTuple):
@@ -92,6 +93,8 @@ class Engine:
         The model cut at the bank's layer, if the caller has it already.
     trunk
         What computes the trunk of that cut; PyTorch in float32 where omitted.
+    of_parts
+        Engine of the bank's parts, if the caller has it already.
 
     Raises
     ------
@@ -101,7 +104,14 @@ class Engine:
         If the model cannot be cut at the bank's layer.
     """
 
-    def __init__(self, model: Model, bank: Bank, cut: Cut | None = None, trunk: Trunk | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        bank: Bank,
+        cut: Cut | None = None,
+        trunk: Trunk | None = None,
+        of_parts: Engine | None = None,
+    ) -> None:
         if bank.model != model.spec.name or bank.weights_digest != model.spec.weights_digest:
             raise InvalidInput(f"bank {bank.reference} is not a bank of model {model.spec.name!r} with these weights")
         self.model, self.bank = model, bank
@@ -118,10 +128,11 @@ class Engine:
         self.trunk = trunk or open_trunk(Runtime(), model, self.cut)
         self.codec = bank.codec().to(model.device, screening=self.trunk.precision != "float32")
         self._substitutes = self.codec.substitutes and self.cut.dynamic
+        self.of_parts = Engine(model, bank.parts) if of_parts is None and bank.parts is not None else of_parts
 
     @property
     def memory(self) -> Memory:
-        """What it holds on its device."""
+        """What it holds on its device, its parts not counted."""
         network = self.model.module
         model = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
         bank = sum(value.nbytes for value in vars(self.codec).values() if isinstance(value, Tensor))
@@ -132,6 +143,8 @@ class Engine:
         view, classes = self.model.spec.preprocessing, self.codec.classes()
         request = EngineRequest(None if classes is None else min(classes), ExplainOptions(maps=("activation",)))
         self.explain(np.zeros((rows, view.height, view.width, 3), np.uint8), [request] * rows)
+        if self.of_parts is not None:
+            self.of_parts.warm_up(rows)
 
     @cached_property
     def _exact_input_maps(self) -> tuple[Exactness, str]:
@@ -144,7 +157,7 @@ class Engine:
 
     def batch_key(self, options: ExplainOptions) -> BatchKey:
         """Return the key by which requests may share a batch."""
-        return BatchKey(options.estimator, self._substitute(options), "input" in options.maps)
+        return BatchKey(options.estimator, self._substitute(options), "input" in options.maps, options.parts)
 
     def _substitute(self, options: ExplainOptions) -> bool:
         if options.substitute is not None:
@@ -162,6 +175,8 @@ class Engine:
             If the bank cannot do what the options ask.
         """
         options = request.options
+        if options.parts:
+            parts.check(self.bank)
         if "input" in options.maps and not self.codec.differentiable:
             raise UnsupportedOption(
                 f"input maps are not offered for banks of kind {self.bank.kind}: ask for activation maps, or use an SAE"
@@ -219,7 +234,33 @@ class Engine:
             error or answers.explanation(self.model.spec, self.bank, runtime, listed, row, request.options)
             for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
         ]
+        if key.parts:
+            explained = self._with_parts(views, explained, options)
         return _timed(explained, clock)
+
+    def _with_parts(
+        self,
+        views: NDArray[np.uint8],
+        explained: Sequence[Explanation | WhenceError],
+        options: Sequence[ExplainOptions],
+    ) -> list[Explanation | WhenceError]:
+        """Explain the images by the parts of the concepts, too, and join the answers."""
+        engine, result = self.of_parts, list(explained)
+        if engine is None:
+            return result
+        asked = {
+            row: request
+            for row, answer in enumerate(explained)
+            if isinstance(answer, Explanation)
+            and (request := parts.request(engine.bank, answer, options[row], engine.codec.classes())) is not None
+        }
+        if asked:
+            found = engine.explain(views[list(asked)], list(asked.values()))
+            for row, more in zip(asked, found, strict=True):
+                answer = explained[row]
+                if isinstance(answer, Explanation):
+                    result[row] = parts.joined(self.bank, answer, more) if isinstance(more, Explanation) else more
+        return result
 
     def check_intervention(self, request: InterventionRequest) -> None:
         """Raise what ``intervene`` would answer to a request, as far as that is known without its image.

@@ -33,6 +33,8 @@ class ExplainOptions:
     """Run the head on the reconstruction; None: where the bank and the model are made for it."""
     colours: bool = False
     """Render input maps in the colours that the model looked for, too (B-cos models)."""
+    parts: bool = False
+    """List the parts of every listed concept, too (banks that have parts)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,9 @@ class ConceptScore:
     share: float
     """Contribution / (Σ |contribution| over all concepts + |unexplained|), in [−1, 1]."""
     maps: dict[MapKind, ConceptMap] = field(default_factory=dict)
+    parts: tuple[ConceptScore, ...] = ()
+    """Its sub-concepts at an earlier layer, where asked for; their numbers are of that layer, and do not add up to
+    these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,18 @@ class FaithfulnessReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PartsReport:
+    """What the parts of all concepts of the target's class say together: a statement of its own, at another layer."""
+
+    layer: str
+    contributions_total: float
+    """Over all these parts, listed or not."""
+    unexplained: float | None
+    """As of ``Explanation``, at the parts' layer; so is the report."""
+    faithfulness: FaithfulnessReport
+
+
+@dataclass(frozen=True, slots=True)
 class StageTimes:
     """Milliseconds of each stage of the engine, for the batch as a whole."""
 
@@ -150,3 +167,5 @@ class Explanation:
     """E.g. ``torch cpu float32``."""
     estimator: Estimator
     substitute: bool
+    parts: PartsReport | None = None
+    """Where parts were asked for, and the target's class has some."""

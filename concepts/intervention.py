@@ -68,12 +68,18 @@ def check(bank: Bank, spec: ModelSpec, request: InterventionRequest) -> None:
     UnknownConcept
         If the bank has no such concept.
     UnsupportedOption
-        If a concept belongs to another class than the target, where that is named.
+        If a concept belongs to another class than the target, where that is named, or is a part of one.
     """
     if not request.scales:
         raise InvalidInput("no concept is scaled; give at least one concept and its factor (0 removes, 2 doubles)")
     for concept_id, scale in request.scales.items():
-        bank.concept(concept_id)
+        concept = bank.concept(concept_id)
+        if concept_id >= len(bank.concepts):
+            raise UnsupportedOption(
+                f"concept {concept_id} is a part, at another layer: scale the concept {concept.parent} that it belongs to",
+                bank=bank.reference,
+                concept=concept_id,
+            )
         if not math.isfinite(scale) or abs(scale) > LARGEST_SCALE:
             raise InvalidInput(
                 f"concept {concept_id} cannot be scaled by {scale:g}; a scale is a number from {-LARGEST_SCALE:g} to "
