@@ -47,3 +47,16 @@ class TrainingConfig(BaseModel):
             if isinstance(value, (Path, Bucket)):
                 values[key] = value.name
         return values
+
+
+class JudgingConfig(TrainingConfig):
+    """What decides how a bank is judged and shown."""
+
+    exemplars: int = Field(8, ge=0, description="Most exemplars of a concept.")
+    truth_images: int = Field(200, ge=1, description="Most held-out images to compare with known attributes.")
+    encoder: str | None = Field(
+        None,
+        description="Encoder that judges consistency: MODEL/LAYER of the repository, or hub:dinov2_vits14; default: "
+        "consistency is not measured.",
+    )
+    encoder_images: int = Field(1000, ge=2, description="Most held-out images that the encoder sees.")

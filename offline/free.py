@@ -15,7 +15,7 @@ from concepts.codec import Codec
 from concepts.errors import InvalidInput
 from concepts.repository import Repository
 from offline import exemplars, localise, passes
-from offline.config import TrainingConfig
+from offline.config import JudgingConfig
 from offline.encoders import Encoder, open_encoder
 from offline.exemplars import Excerpt
 from offline.gallery import Gallery, most_active
@@ -25,10 +25,9 @@ from offline.progress import Reporter
 from offline.task import Task, open_task
 
 
-class FreeConfig(TrainingConfig):
-    """What decides how such banks are judged and shown."""
+class FreeConfig(JudgingConfig):
+    """What decides how banks with many concepts are shown."""
 
-    exemplars: int = Field(8, ge=0, description="Most exemplars of a concept.")
     exemplar_concepts: int = Field(
         2048, ge=0, description="Most concepts that get exemplars: those active on most held-out images."
     )
@@ -36,16 +35,20 @@ class FreeConfig(TrainingConfig):
     exemplar_side: int | None = Field(
         None, ge=1, description="Side of an exemplar in pixels of the model's view; default: half the view."
     )
-    truth_images: int = Field(200, ge=1, description="Most held-out images to compare with known attributes.")
-    encoder: str | None = Field(
-        None,
-        description="Encoder that judges consistency: MODEL/LAYER of the repository, or hub:dinov2_vits14; default: "
-        "consistency is not measured.",
-    )
-    encoder_images: int = Field(1000, ge=2, description="Most held-out images that the encoder sees.")
 
 
 Config = TypeVar("Config", bound=FreeConfig)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What held-out images say of a bank's concepts."""
+
+    metrics: dict[str, Any]
+    statistics: list[dict[str, float]]
+    """Of each concept."""
+    active_images: Tensor
+    """On how many images each concept is active, ``[K]``."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,13 @@ def prepare(repository: Repository, config: Config, report: Reporter) -> tuple[T
 
 
 def judge_free(task: Task[Config], encoder: Encoder | None, codec: Codec, dictionary: Tensor) -> Judged:
-    """Measure a bank on held-out images, and choose its exemplars from training images.
+    """Measure a bank on held-out images, and choose its exemplars from training images; see ``measure_free``."""
+    measured = measure_free(task, encoder, codec, dictionary)
+    return Judged(measured.metrics, measured.statistics, _excerpts(task, codec, measured.active_images))
+
+
+def measure_free(task: Task[JudgingConfig], encoder: Encoder | None, codec: Codec, dictionary: Tensor) -> Measured:
+    """Measure a bank on held-out images.
 
     Parameters
     ----------
@@ -115,7 +124,7 @@ def judge_free(task: Task[Config], encoder: Encoder | None, codec: Codec, dictio
     measured = localise.localise_held_out(task, codec, concepts, keys, config.truth_images)
     metrics |= {} if measured is None else {"localisation": measured}
     task.report("judging", 1, 1)
-    return Judged(metrics, statistics, _excerpts(task, codec, judgement.active_images))
+    return Measured(metrics, statistics, judgement.active_images)
 
 
 def publish_free(

@@ -13,9 +13,10 @@ from torch import Tensor
 from concepts.codec import EMPTY, Codec, Codes
 from concepts.cut import Cut
 from concepts.model import Model
+from offline.config import TrainingConfig
 from offline.images import Stream
 from offline.metrics import localisation
-from offline.task import Config, Task
+from offline.task import Task
 from offline.truth import Truth, read_truth
 
 
@@ -76,7 +77,7 @@ def localise(
 
 
 def localise_held_out(
-    task: Task[Config], codec: Codec, concepts: int, keys: Sequence[str], most: int
+    task: Task[TrainingConfig], codec: Codec, concepts: int, keys: Sequence[str], most: int
 ) -> dict[str, Any] | None:
     """Measure on the held-out images that come first in ``keys`` and whose truth is known; see ``localise``."""
     truth = read_truth(task.held_out.root)

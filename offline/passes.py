@@ -60,6 +60,13 @@ def activations(model: Model, cut: Cut, stream: Stream) -> Iterator[tuple[ImageB
             yield batch, a
 
 
+def predictions(model: Model, batch: ImageBatch) -> list[int]:
+    """Return the predicted class of every image."""
+    with torch.no_grad():
+        classes: list[int] = model.module(model.inputs(batch.views)).argmax(1).tolist()
+    return classes
+
+
 def explain(
     model: Model, cut: Cut, codec: Codec, stream: Stream, quota: dict[int, int], *, substitute: bool = False
 ) -> Iterator[Explained]:

@@ -18,17 +18,18 @@ from offline.images import ImageFolder, Stream, open_folder, split
 from offline.progress import Reporter
 
 Config = TypeVar("Config", bound=TrainingConfig)
+Config_co = TypeVar("Config_co", bound=TrainingConfig, covariant=True)
 
 
 @dataclass(frozen=True)
-class Task(Generic[Config]):
+class Task(Generic[Config_co]):
     """What all steps of one training share."""
 
     model: Model
     cut: Cut
     training: ImageFolder
     held_out: ImageFolder
-    config: Config
+    config: Config_co
     report: Reporter
     skipped_images: dict[str, str] = field(default_factory=dict)
     """Why an image was left out, by key."""

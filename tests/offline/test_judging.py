@@ -24,6 +24,7 @@ from offline.images import Stream, open_folder
 from offline.judging import CURVE, Consistency, Judgement, judge
 from offline.passes import Explained
 from offline.sae.dictionary import Dictionary
+from tests.offline.sae.memory import dense_codes
 
 SIDE, CHANNELS, CLASSES, IMAGES = 16, 10, 5, 30
 BLACK = "07.png"
@@ -100,7 +101,7 @@ def by_hand(model, folder, bank: Dictionary) -> dict[str, np.ndarray]:
         target = int(logits.argmax())
         logits[target].backward()
         a, gradient = a.detach(), a.grad
-        codes = bank.encode(a)
+        codes = dense_codes(bank, a)
         reconstruction = codes @ bank.decoder
         contributions = (codes * (gradient @ bank.decoder.T)).sum(0)
         active = (codes > 0).sum(0)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from offline.sae.dictionary import Dictionary
+
 
 @dataclass
 class MemoryVectors:
@@ -57,3 +59,22 @@ def matched_cosine(found: Tensor, truth: Tensor) -> float:
     cosines = torch.nn.functional.normalize(found, dim=1) @ truth.T
     rows, columns = linear_sum_assignment(-cosines.numpy())
     return float(cosines[rows, columns].mean())
+
+
+def dense_codes(dictionary: Dictionary, vectors: torch.Tensor) -> torch.Tensor:
+    """Return the codes of vectors, every latent computed."""
+    centred = vectors if dictionary.decoder_bias is None else vectors - dictionary.decoder_bias
+    pre = centred @ dictionary.encoder.T
+    if dictionary.encoder_bias is not None:
+        pre = pre + dictionary.encoder_bias
+    codes = pre.clamp_min(0)
+    if dictionary.threshold is not None:
+        return torch.where(pre > dictionary.threshold, codes, 0)
+    best = codes.topk(dictionary.k, dim=1)
+    return torch.zeros_like(codes).scatter_(1, best.indices, best.values)
+
+
+def decoded(dictionary: Dictionary, codes: torch.Tensor) -> torch.Tensor:
+    """Return the reconstructions of codes."""
+    product = codes @ dictionary.decoder
+    return product if dictionary.decoder_bias is None else product + dictionary.decoder_bias

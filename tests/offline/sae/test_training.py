@@ -20,7 +20,7 @@ from offline.sae.group import Group
 from offline.sae.learner import Learner, normalise_rows, remove_parallel
 from offline.sae.settings import Reading, SaeSettings
 from offline.sae.training import Pauses, Progress, train
-from tests.offline.sae.memory import MemoryVectors, known_world, matched_cosine
+from tests.offline.sae.memory import MemoryVectors, decoded, dense_codes, known_world, matched_cosine
 
 ALWAYS = Pauses(checkpoint_s=0, listener_s=0)
 READING = Reading(batch_size=256, epochs=12)
@@ -36,25 +36,6 @@ SMALL = Reading(batch_size=100, epochs=3)
 def same(one: Dictionary, other: Dictionary) -> bool:
     first, second = one.tensors(), other.tensors()
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def dense_codes(dictionary: Dictionary, vectors: torch.Tensor) -> torch.Tensor:
-    """Return the codes of vectors, every latent computed."""
-    centred = vectors if dictionary.decoder_bias is None else vectors - dictionary.decoder_bias
-    pre = centred @ dictionary.encoder.T
-    if dictionary.encoder_bias is not None:
-        pre = pre + dictionary.encoder_bias
-    codes = pre.clamp_min(0)
-    if dictionary.threshold is not None:
-        return torch.where(pre > dictionary.threshold, codes, 0)
-    best = codes.topk(dictionary.k, dim=1)
-    return torch.zeros_like(codes).scatter_(1, best.indices, best.values)
-
-
-def decoded(dictionary: Dictionary, codes: torch.Tensor) -> torch.Tensor:
-    """Return the reconstructions of codes."""
-    product = codes @ dictionary.decoder
-    return product if dictionary.decoder_bias is None else product + dictionary.decoder_bias
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -1,18 +1,111 @@
-"""Judging a bank on held-out images: one pass over them, then every metric that applies."""
+"""Judging a bank with concepts of each class on held-out images: one pass, then every metric that applies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from concepts.codec import Codec
 from concepts.cut import Cut
+from concepts.kinds.nmf import NmfCodec
+from offline import localise, passes
+from offline.config import JudgingConfig
+from offline.encoders import Encoder
+from offline.images import shuffled
+from offline.judging import Consistency
 from offline.metrics import curves, dictionaries, fidelity, sparsity, usage
 from offline.metrics.reconstruction import ReconstructionError
 from offline.passes import Explained, masked_targets
+from offline.task import Task
+
+
+@dataclass(frozen=True)
+class ClassConcepts:
+    """The K concepts of one class, most important first."""
+
+    dictionary: Tensor
+    """``[K, C]``."""
+    importance: Tensor
+    """Total Sobol indices, ``[K]``."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What is known of them already."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What held-out images say of a bank."""
+
+    metrics: dict[str, Any]
+    """``classes``, their ``mean``, and ``localisation`` where the truth is known."""
+    statistics: dict[int, list[dict[str, float]]]
+    """Of each class's concepts; none of a class that is not predicted."""
+
+
+def codec_of(classes: Mapping[int, ClassConcepts], device: torch.device) -> Codec:
+    """Return the codec of the concepts of some classes, in order."""
+    dictionary = torch.cat([concepts.dictionary for concepts in classes.values()])
+    owners = [target for target, concepts in classes.items() for _ in range(len(concepts.dictionary))]
+    return NmfCodec(dictionary, owners).to(device)
+
+
+def evaluate(task: Task[JudgingConfig], classes: Mapping[int, ClassConcepts], encoder: Encoder | None) -> Evaluation:
+    """Measure a bank on held-out images, class by predicted class.
+
+    Parameters
+    ----------
+    task
+        The model, its images, and how much is to be measured.
+    classes
+        The concepts of each class, in the order of the bank.
+    encoder
+        What judges consistency; None: it is not measured.
+    """
+    config, names = task.config, task.model.spec.class_names
+    task.report("evaluating", 0, 1)
+    codec = codec_of(classes, task.model.device)
+    keys = shuffled(task.held_out.keys, config.seed)
+    quota = dict.fromkeys(classes, config.held_out_per_class)
+    explained = passes.explain(task.model, task.cut, codec, task.stream(task.held_out, keys), quota)
+    order = {target: concepts.importance for target, concepts in classes.items()}
+    looks = None if encoder is None else Consistency(encoder, task.cut.layout, config.encoder_images)
+    evidence = collect(task.cut, codec, explained, order, looks)
+    metrics = {names[target]: dict(concepts.metrics) for target, concepts in classes.items()}
+    statistics = {}
+    for target, seen in evidence.items():
+        labels = task.labels(task.held_out, seen.keys)
+        metrics[names[target]] |= class_metrics(seen, order[target], classes[target].dictionary, labels)
+        statistics[target] = concept_statistics(seen, labels)
+    if looks is not None and evidence:
+        _add_consistency(looks, classes, names, metrics, statistics, config.seed)
+    result: dict[str, Any] = {"mean": mean_metrics(metrics.values()), "classes": metrics}
+    count = sum(len(concepts.dictionary) for concepts in classes.values())
+    measured = localise.localise_held_out(task, codec, count, keys, config.truth_images)
+    result |= {} if measured is None else {"localisation": measured}
+    task.report("evaluating", 1, 1)
+    return Evaluation(result, statistics)
+
+
+def _add_consistency(
+    looks: Consistency,
+    classes: Mapping[int, ClassConcepts],
+    names: Sequence[str],
+    metrics: Mapping[str, dict[str, float]],
+    statistics: Mapping[int, list[dict[str, float]]],
+    seed: int,
+) -> None:
+    """Put every concept's consistency with its statistics, and the mean with its class's metrics."""
+    first = 0
+    for target, concepts in classes.items():
+        ids = range(first, first := first + len(concepts.dictionary))
+        scores = looks.scores(ids, seed) if target in statistics else {}
+        for concept, score in scores.items():
+            statistics[target][concept - ids.start]["consistency"] = score
+        if scores:
+            metrics[names[target]]["consistency"] = sum(scores.values()) / len(scores)
 
 
 @dataclass
@@ -36,7 +129,11 @@ class Evidence:
 
 
 def collect(
-    cut: Cut, codec: Codec, images: Iterable[Explained], importance: Mapping[int, Tensor]
+    cut: Cut,
+    codec: Codec,
+    images: Iterable[Explained],
+    importance: Mapping[int, Tensor],
+    looks: Consistency | None = None,
 ) -> dict[int, Evidence]:
     """Look at held-out images, class by predicted class.
 
@@ -48,9 +145,13 @@ def collect(
         Explained batches.
     importance
         Of each class's concepts, ``[K]``: the order of deletion and insertion.
+    looks
+        Sees the images, too.
     """
     found: dict[int, Evidence] = {}
     for batch in images:
+        if looks is not None:
+            looks.add(batch)
         with torch.no_grad():
             reconstructed = cut.head(batch.reconstruction)
         reconstruction = cut.positions(batch.reconstruction)

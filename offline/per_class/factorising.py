@@ -1,0 +1,73 @@
+"""Factorising the vectors of one class, as several methods do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from offline import nmf
+from offline.metrics import dictionaries
+from offline.nmf import Factorisation
+from offline.per_class.config import PerClassConfig
+
+
+def factorise(rows: Tensor, config: PerClassConfig) -> Factorisation:
+    """Return the best factorisation of float64 ``[N, C]`` of several starts.
+
+    Raises
+    ------
+    NotTrainable
+        If the vectors cannot be factorised.
+    """
+    return nmf.best_of(
+        rows,
+        config.concepts,
+        random_starts=config.random_starts,
+        seed=config.seed,
+        tolerance=config.tolerance,
+        max_iterations=config.max_iterations,
+    )
+
+
+def metrics(rows: Tensor, places: int, found: Factorisation, config: PerClassConfig) -> dict[str, float]:
+    """Return what the factorisation itself says of how good it is.
+
+    Parameters
+    ----------
+    rows
+        What was factorised, ``[images · places, C]``, image by image.
+    places
+        Rows of an image.
+    found
+        Its factorisation.
+    config
+        How it was made.
+    """
+    values = {
+        "training_images": float(len(rows) // places),
+        "training_crops": float(len(rows)),
+        "training_mse": 2 * float(found.objective) / rows.numel(),
+        "training_relative_error": (2 * float(found.objective)) ** 0.5 / float(rows.norm()),
+        "iterations": float(found.iterations),
+        "projected_gradient": float(found.residual),
+    }
+    if config.stability_folds > 1:
+        values["stability"] = _stability(rows, places, config)
+    return values
+
+
+def _stability(rows: Tensor, places: int, config: PerClassConfig) -> float:
+    """Refit without each fold of images in turn, from independent random starts, and compare the dictionaries."""
+    folds = config.stability_folds
+    image = torch.arange(len(rows), device=rows.device) // places
+    # A row of zeros weighs nothing: the fold is left out without changing shapes.
+    kept = image % folds != torch.arange(folds, device=rows.device).unsqueeze(1)
+    refits = nmf.factorise(
+        rows * kept.unsqueeze(2),
+        config.concepts,
+        start="random",
+        seed=config.seed + 1,
+        tolerance=config.tolerance,
+        max_iterations=config.max_iterations,
+    )
+    return dictionaries.stability(list(refits.dictionary))
