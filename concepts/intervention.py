@@ -76,7 +76,7 @@ def check(bank: Bank, spec: ModelSpec, request: InterventionRequest) -> None:
         concept = bank.concept(concept_id)
         if concept_id >= len(bank.concepts):
             raise UnsupportedOption(
-                f"concept {concept_id} is a part, at another layer: scale the concept {concept.parent} that it belongs to",
+                f"concept {concept_id} is a part, at another layer: scale the concept {concept.parent} it belongs to",
                 bank=bank.reference,
                 concept=concept_id,
             )

@@ -125,7 +125,7 @@ def test_parts_cannot_be_scaled(tree: Bank, engine: Engine) -> None:
     engine.check_intervention(InterventionRequest(None, {0: 0.0}))
     part = len(tree.concepts)
     parent = tree.concept(part).parent
-    with pytest.raises(UnsupportedOption, match=f"scale the concept {parent} that it belongs to"):
+    with pytest.raises(UnsupportedOption, match=f"scale the concept {parent} it belongs to"):
         engine.check_intervention(InterventionRequest(None, {part: 0.0}))
 
 
