@@ -4,11 +4,14 @@ Each row solves ``min_{z ≥ 0} ½ zᵀQz − bᵀz`` with ``Q = D Dᵀ`` and ``
 data enter only through the K×K Gram matrix. Accelerated projected gradient steps find nearly the right active sets in
 a few large matrix products; block principal pivoting (Kim & Park, "Fast nonnegative matrix factorization: an
 active-set-like method", SIAM J. Sci. Comput. 2011, algorithm 2) then ends on the exact one.
+
+On its active set S (atoms with a code above zero) the solution is ``z_S = Q_S⁻¹ D_S a``, zero elsewhere. Where the
+active set stays as it is, that is all there is to differentiate (implicit differentiation).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -50,17 +53,93 @@ def solve(gram: Tensor, b: Tensor) -> Solution:
     Solution
         In float64, on the device of ``b``. Rows with duplicate atoms have many solutions; one of them is returned.
     """
-    gram, b = gram.double(), b.double()
+    scaled, root, absent = _scaled(gram.double())
+    # An absent atom with a right-hand side of zero keeps the code zero.
+    c = (b.double() / root.unsqueeze(1)).masked_fill(absent.unsqueeze(1), 0.0)
+    z = _pivot(scaled, c, _projected_gradient(scaled, c) > 0)
+    return Solution(z / root.unsqueeze(1), _violation(scaled, c, z))
+
+
+def codes(a: Tensor, dictionary: Tensor) -> Tensor:
+    """Return the codes of activations on a dictionary, differentiable with respect to both.
+
+    Parameters
+    ----------
+    a
+        ``[G, N, C]``: N rows a group.
+    dictionary
+        ``[G, K, C]``: one dictionary a group; an atom of zeros is absent.
+
+    Returns
+    -------
+    ``[G, N, K]``, float64. Gradients hold the active sets as they are: exact but at rows where one changes.
+    """
+    return cast(Tensor, _Codes.apply(a, dictionary))
+
+
+def adjoint(gram: Tensor, active: Tensor, upstream: Tensor) -> Tensor:
+    """Return ``u`` with ``Q_S u_S = g_S`` and zero outside the active set S: gradients g of codes, brought to ``b``.
+
+    Parameters
+    ----------
+    gram
+        ``[G, K, K]``, as of ``solve``.
+    active
+        bool ``[G, N, K]``: where the codes of the solution are above zero.
+    upstream
+        ``[G, N, L, K]``: L gradients with respect to the codes of each row.
+
+    Returns
+    -------
+    ``[G, N, L, K]``, float64; ``u D`` are the gradients with respect to the activation.
+    """
+    scaled, root, _ = _scaled(gram.double())
+    right = upstream.double() / root.view(len(root), 1, 1, -1)
+    groups, rows, _, k = upstream.shape
+    group = torch.arange(groups, device=gram.device).repeat_interleave(rows)
+    size = _rows_at_once(k)
+    chunks = zip(group.split(size), active.flatten(0, 1).split(size), right.flatten(0, 1).split(size), strict=True)
+    found = [_restricted_solve(scaled[of], g.mT, passive).mT for of, passive, g in chunks]
+    return torch.cat(found).view_as(right) / root.view(len(root), 1, 1, -1)
+
+
+class _Codes(torch.autograd.Function):
+    """The solution, with ``∂z_S/∂a = Q_S⁻¹ D_S`` and, from the same equations, its slope in the dictionary."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, dictionary: Tensor) -> Tensor:
+        d = dictionary.double()
+        z = solve(d @ d.mT, a.double() @ d.mT).codes
+        ctx.save_for_backward(a, dictionary, z)
+        return z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        a, dictionary, z = ctx.saved_tensors
+        d = dictionary.double()
+        u = adjoint(d @ d.mT, z > 0, upstream.unsqueeze(2)).squeeze(2)
+        at_a = u @ d
+        # dz_S = Q_S⁻¹ (dD r − D dDᵀ z) with the residual r = a − zD.
+        at_dictionary = u.mT @ (a.double() - z @ d) - z.mT @ at_a
+        return at_a.to(a.dtype), at_dictionary.to(dictionary.dtype)
+
+
+def _scaled(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the Gram matrices of atoms of length one, the lengths ``[G, K]``, and which atoms are absent.
+
+    The scale of atoms does not matter to the active set, and a tiny ridge settles duplicates.
+    """
     diagonal = gram.diagonal(dim1=1, dim2=2)
     absent = diagonal <= 0
-    # Unit diagonal: the scale of atoms does not matter to the active set, and a tiny ridge settles duplicates.
     root = diagonal.masked_fill(absent, 1.0).sqrt()
     scaled = gram / (root.unsqueeze(1) * root.unsqueeze(2))
     scaled.diagonal(dim1=1, dim2=2).fill_(1.0 + 1e-12)
-    # An absent atom with a right-hand side of zero keeps the code zero.
-    c = (b / root.unsqueeze(1)).masked_fill(absent.unsqueeze(1), 0.0)
-    z = _pivot(scaled, c, _projected_gradient(scaled, c) > 0)
-    return Solution(z / root.unsqueeze(1), _violation(scaled, c, z))
+    return scaled, root, absent
+
+
+def _rows_at_once(k: int) -> int:
+    return max(_MAX_ELEMENTS // (k * k), 1)
 
 
 def _violation(q: Tensor, c: Tensor, z: Tensor) -> Tensor:
@@ -88,7 +167,7 @@ def _pivot(q: Tensor, c: Tensor, passive: Tensor) -> Tensor:
     """Exchange infeasible variables between the passive and the active set until every row is optimal."""
     groups, rows, k = c.shape
     group = torch.arange(groups, device=c.device).repeat_interleave(rows)
-    size = max(_MAX_ELEMENTS // (k * k), 1)
+    size = _rows_at_once(k)
     chunks = zip(group.split(size), c.reshape(-1, k).split(size), passive.reshape(-1, k).split(size), strict=True)
     return torch.cat([_pivot_rows(q, *chunk) for chunk in chunks]).view(groups, rows, k)
 
@@ -104,7 +183,7 @@ def _pivot_rows(q: Tensor, group: Tensor, c: Tensor, passive: Tensor) -> Tensor:
         if not len(open_rows):
             break
         now, right, matrix = passive[open_rows], c[open_rows], q[group[open_rows]]
-        z = _restricted_solve(matrix, right, now)
+        z = _restricted_solve(matrix, right.unsqueeze(2), now).squeeze(2)
         solution[open_rows] = z.clamp_min(0.0)
         y = torch.bmm(matrix, z.unsqueeze(2)).squeeze(2) - right
         slack = KKT_TOLERANCE * right.abs().amax(1, keepdim=True)
@@ -128,9 +207,9 @@ def _last_true(mask: Tensor) -> Tensor:
 
 
 def _restricted_solve(matrix: Tensor, right: Tensor, passive: Tensor) -> Tensor:
-    """Solve each row's equations on its passive set; zero elsewhere."""
+    """Solve each row's equations, ``[R, K, L]`` of them, on its passive set; zero elsewhere."""
     both = passive.unsqueeze(1) & passive.unsqueeze(2)
     restricted = torch.where(both, matrix, 0.0)
     restricted.diagonal(dim1=1, dim2=2).masked_fill_(~passive, 1.0)
     factor, _ = torch.linalg.cholesky_ex(restricted)
-    return torch.cholesky_solve(torch.where(passive, right, 0.0).unsqueeze(2), factor).squeeze(2)
+    return torch.cholesky_solve(torch.where(passive.unsqueeze(2), right, 0.0), factor)

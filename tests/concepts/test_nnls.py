@@ -179,3 +179,80 @@ def test_degenerate_rows_that_cycle_under_full_exchanges_still_end() -> None:
     codes, stated = solve(dictionary, data)
     assert float(stated.max()) <= TOLERANCE
     np.testing.assert_allclose(codes[0].numpy(), reference(dictionary, data), rtol=1e-5, atol=1e-6)
+
+
+# Gradients
+
+
+def unambiguous(rng: np.random.Generator, k: int, channels: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dictionary and rows whose active sets stay as they are for small steps: codes and slopes are far from zero."""
+    dictionary = np.abs(rng.normal(size=(k, channels)))
+    data = np.abs(rng.normal(size=(20 * rows, channels)))
+    codes = reference(dictionary, data)
+    slopes = (codes @ dictionary - data) @ dictionary.T
+    stable = np.maximum(codes, slopes).min(1) > 0.02
+    assert stable.sum() >= rows
+    return torch.from_numpy(dictionary), torch.from_numpy(data[stable][:rows])
+
+
+@pytest.mark.parametrize(("k", "channels"), [(1, 4), (4, 9), (6, 6)])
+def test_gradients_are_finite_differences(k: int, channels: int) -> None:
+    rng = np.random.default_rng(10 + k)
+    groups = [unambiguous(rng, k, channels, 3) for _ in range(2)]
+    dictionary, a = (torch.stack(each).requires_grad_() for each in zip(*groups, strict=True))
+    assert torch.autograd.gradcheck(nnls.codes, (a, dictionary), eps=1e-6, atol=1e-6)
+    some = nnls.codes(a, dictionary)
+    assert k == 1 or bool((some == 0).any())
+    assert bool((some > 0).any())
+
+
+def test_gradients_by_hand_with_scipy() -> None:
+    """Central differences of scipy's codes, which share nothing with the code here; with atoms that are absent."""
+    d, a = unambiguous(np.random.default_rng(11), 5, 8, 4)
+    holes = torch.zeros(7, 8, dtype=torch.float64)
+    holes[[0, 1, 3, 4, 6]] = d
+    leaf = a.clone().requires_grad_()
+    codes = nnls.codes(leaf[None], holes[None])[0]
+    step = 1e-6
+    for atom in range(7):
+        (found,) = torch.autograd.grad(codes[:, atom].sum(), leaf, retain_graph=True)
+        for channel in range(8):
+            move = np.zeros(8)
+            move[channel] = step
+            rise = reference(holes.numpy(), a.numpy() + move) - reference(holes.numpy(), a.numpy() - move)
+            np.testing.assert_allclose(found[:, channel], rise[:, atom] / (2 * step), atol=1e-6)
+
+
+def test_gradients_of_rows_without_codes_are_zero() -> None:
+    rng = np.random.default_rng(12)
+    dictionary = torch.from_numpy(np.abs(rng.normal(size=(1, 4, 6)))).requires_grad_()
+    a = torch.stack([-torch.ones(6), torch.ones(6)]).double()[None].requires_grad_()
+    nnls.codes(a, dictionary).sum().backward()
+    assert a.grad is not None
+    assert not a.grad[0, 0].any()
+    assert a.grad[0, 1].any()
+    empty = torch.zeros(1, 3, 6, dtype=torch.float64, requires_grad=True)
+    nnls.codes(a.detach(), empty).sum().backward()
+    assert empty.grad is not None
+    assert not empty.grad.any()
+
+
+def test_codes_are_their_own_first_order_part() -> None:
+    """Codes grow in proportion to the activation: ⟨∂z/∂a, a⟩ = z, and ⟨∂z/∂D, D⟩ = −z."""
+    rng = np.random.default_rng(13)
+    dictionary = torch.from_numpy(np.abs(rng.normal(size=(1, 6, 20)))).requires_grad_()
+    a = torch.from_numpy(np.abs(rng.normal(size=(1, 30, 20)))).requires_grad_()
+    codes = nnls.codes(a, dictionary)
+    weights = torch.rand(codes.shape, dtype=torch.float64)
+    at_a, at_dictionary = torch.autograd.grad((codes * weights).sum(), (a, dictionary))
+    whole = (codes.detach() * weights).sum(2)
+    torch.testing.assert_close((at_a * a).sum(2), whole)
+    torch.testing.assert_close((at_dictionary * dictionary).sum(), -whole.sum())
+
+
+def test_gradients_have_the_precision_of_what_they_are_of() -> None:
+    a, dictionary = torch.rand(2, 3, 5, requires_grad=True), torch.rand(2, 4, 5, requires_grad=True)
+    nnls.codes(a, dictionary).sum().backward()
+    assert a.grad is not None
+    assert dictionary.grad is not None
+    assert (a.grad.dtype, dictionary.grad.dtype) == (torch.float32, torch.float32)
