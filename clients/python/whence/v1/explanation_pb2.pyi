@@ -21,6 +21,19 @@ class Estimator(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ESTIMATOR_INTEGRATED: _ClassVar[Estimator]
     ESTIMATOR_ABLATION: _ClassVar[Estimator]
 
+class InputMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INPUT_METHOD_UNSPECIFIED: _ClassVar[InputMethod]
+    INPUT_METHOD_GRADIENT: _ClassVar[InputMethod]
+    INPUT_METHOD_SMOOTHGRAD: _ClassVar[InputMethod]
+    INPUT_METHOD_INTEGRATED: _ClassVar[InputMethod]
+
+class ConceptScope(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONCEPT_SCOPE_UNSPECIFIED: _ClassVar[ConceptScope]
+    CONCEPT_SCOPE_TARGET: _ClassVar[ConceptScope]
+    CONCEPT_SCOPE_ALL: _ClassVar[ConceptScope]
+
 class MapKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MAP_KIND_UNSPECIFIED: _ClassVar[MapKind]
@@ -53,6 +66,13 @@ ESTIMATOR_UNSPECIFIED: Estimator
 ESTIMATOR_GRADIENT: Estimator
 ESTIMATOR_INTEGRATED: Estimator
 ESTIMATOR_ABLATION: Estimator
+INPUT_METHOD_UNSPECIFIED: InputMethod
+INPUT_METHOD_GRADIENT: InputMethod
+INPUT_METHOD_SMOOTHGRAD: InputMethod
+INPUT_METHOD_INTEGRATED: InputMethod
+CONCEPT_SCOPE_UNSPECIFIED: ConceptScope
+CONCEPT_SCOPE_TARGET: ConceptScope
+CONCEPT_SCOPE_ALL: ConceptScope
 MAP_KIND_UNSPECIFIED: MapKind
 MAP_KIND_ACTIVATION: MapKind
 MAP_KIND_CONTRIBUTION: MapKind
@@ -69,7 +89,7 @@ EXACTNESS_EXACT: Exactness
 EXACTNESS_FIRST_ORDER: Exactness
 
 class ExplainOptions(_message.Message):
-    __slots__ = ("top_k", "order", "estimator", "maps", "map_size", "map_encoding", "substitute", "colours", "parts")
+    __slots__ = ("top_k", "order", "estimator", "maps", "map_size", "map_encoding", "substitute", "colours", "input_method", "concepts", "parts")
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +98,8 @@ class ExplainOptions(_message.Message):
     MAP_ENCODING_FIELD_NUMBER: _ClassVar[int]
     SUBSTITUTE_FIELD_NUMBER: _ClassVar[int]
     COLOURS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_METHOD_FIELD_NUMBER: _ClassVar[int]
+    CONCEPTS_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     top_k: int
     order: Order
@@ -87,8 +109,10 @@ class ExplainOptions(_message.Message):
     map_encoding: MapEncoding
     substitute: bool
     colours: bool
+    input_method: InputMethod
+    concepts: ConceptScope
     parts: bool
-    def __init__(self, top_k: _Optional[int] = ..., order: _Optional[_Union[Order, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., maps: _Optional[_Iterable[_Union[MapKind, str]]] = ..., map_size: _Optional[_Union[MapSize, str]] = ..., map_encoding: _Optional[_Union[MapEncoding, str]] = ..., substitute: _Optional[bool] = ..., colours: _Optional[bool] = ..., parts: _Optional[bool] = ...) -> None: ...
+    def __init__(self, top_k: _Optional[int] = ..., order: _Optional[_Union[Order, str]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., maps: _Optional[_Iterable[_Union[MapKind, str]]] = ..., map_size: _Optional[_Union[MapSize, str]] = ..., map_encoding: _Optional[_Union[MapEncoding, str]] = ..., substitute: _Optional[bool] = ..., colours: _Optional[bool] = ..., input_method: _Optional[_Union[InputMethod, str]] = ..., concepts: _Optional[_Union[ConceptScope, str]] = ..., parts: _Optional[bool] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("index", "name")
@@ -99,7 +123,7 @@ class Target(_message.Message):
     def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("model", "bank", "predictions", "target", "concepts", "unexplained", "contributions_total", "faithfulness", "timings", "view", "runtime", "estimator", "substitute", "parts")
+    __slots__ = ("model", "bank", "predictions", "target", "concepts", "unexplained", "contributions_total", "faithfulness", "timings", "view", "runtime", "estimator", "substitute", "parts", "scope")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     BANK_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +138,7 @@ class Explanation(_message.Message):
     ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
     SUBSTITUTE_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
     model: ModelVersion
     bank: BankVersion
     predictions: _containers.RepeatedCompositeFieldContainer[ClassScore]
@@ -128,7 +153,8 @@ class Explanation(_message.Message):
     estimator: Estimator
     substitute: bool
     parts: PartsReport
-    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., bank: _Optional[_Union[BankVersion, _Mapping]] = ..., predictions: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., target: _Optional[_Union[ClassScore, _Mapping]] = ..., concepts: _Optional[_Iterable[_Union[ConceptScore, _Mapping]]] = ..., unexplained: _Optional[float] = ..., contributions_total: _Optional[float] = ..., faithfulness: _Optional[_Union[FaithfulnessReport, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., view: _Optional[_Union[_image_pb2.Box, _Mapping]] = ..., runtime: _Optional[str] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., substitute: _Optional[bool] = ..., parts: _Optional[_Union[PartsReport, _Mapping]] = ...) -> None: ...
+    scope: ConceptScope
+    def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., bank: _Optional[_Union[BankVersion, _Mapping]] = ..., predictions: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., target: _Optional[_Union[ClassScore, _Mapping]] = ..., concepts: _Optional[_Iterable[_Union[ConceptScore, _Mapping]]] = ..., unexplained: _Optional[float] = ..., contributions_total: _Optional[float] = ..., faithfulness: _Optional[_Union[FaithfulnessReport, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., view: _Optional[_Union[_image_pb2.Box, _Mapping]] = ..., runtime: _Optional[str] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., substitute: _Optional[bool] = ..., parts: _Optional[_Union[PartsReport, _Mapping]] = ..., scope: _Optional[_Union[ConceptScope, str]] = ...) -> None: ...
 
 class PartsReport(_message.Message):
     __slots__ = ("layer", "contributions_total", "unexplained", "faithfulness")
@@ -171,7 +197,7 @@ class ClassScore(_message.Message):
     def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., logit: _Optional[float] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class ConceptScore(_message.Message):
-    __slots__ = ("id", "label", "activation", "peak", "contribution", "share", "maps", "parts")
+    __slots__ = ("id", "label", "activation", "peak", "contribution", "share", "maps", "parts", "class_index", "class_name")
     ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +206,8 @@ class ConceptScore(_message.Message):
     SHARE_FIELD_NUMBER: _ClassVar[int]
     MAPS_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     id: int
     label: str
     activation: float
@@ -188,7 +216,9 @@ class ConceptScore(_message.Message):
     share: float
     maps: _containers.RepeatedCompositeFieldContainer[Map]
     parts: _containers.RepeatedCompositeFieldContainer[ConceptScore]
-    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., activation: _Optional[float] = ..., peak: _Optional[float] = ..., contribution: _Optional[float] = ..., share: _Optional[float] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[ConceptScore, _Mapping]]] = ...) -> None: ...
+    class_index: int
+    class_name: str
+    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., activation: _Optional[float] = ..., peak: _Optional[float] = ..., contribution: _Optional[float] = ..., share: _Optional[float] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[ConceptScore, _Mapping]]] = ..., class_index: _Optional[int] = ..., class_name: _Optional[str] = ...) -> None: ...
 
 class Map(_message.Message):
     __slots__ = ("kind", "height", "width", "encoding", "data", "class_token", "colours")
@@ -237,14 +267,18 @@ class FaithfulnessReport(_message.Message):
     def __init__(self, relative_error: _Optional[float] = ..., kl: _Optional[float] = ..., top1_agrees: _Optional[bool] = ..., completeness_residual: _Optional[float] = ..., constant: _Optional[float] = ..., exactness: _Optional[_Union[Exactness, str]] = ..., exactness_reason: _Optional[str] = ..., carried_share: _Optional[float] = ..., integration_error: _Optional[float] = ..., code_tolerance: _Optional[float] = ..., explained_logit: _Optional[float] = ..., input_maps: _Optional[_Union[InputMapReport, _Mapping]] = ...) -> None: ...
 
 class InputMapReport(_message.Message):
-    __slots__ = ("exactness", "reason", "residual")
+    __slots__ = ("exactness", "reason", "residual", "method", "completeness_residual")
     EXACTNESS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RESIDUAL_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    COMPLETENESS_RESIDUAL_FIELD_NUMBER: _ClassVar[int]
     exactness: Exactness
     reason: str
     residual: float
-    def __init__(self, exactness: _Optional[_Union[Exactness, str]] = ..., reason: _Optional[str] = ..., residual: _Optional[float] = ...) -> None: ...
+    method: InputMethod
+    completeness_residual: float
+    def __init__(self, exactness: _Optional[_Union[Exactness, str]] = ..., reason: _Optional[str] = ..., residual: _Optional[float] = ..., method: _Optional[_Union[InputMethod, str]] = ..., completeness_residual: _Optional[float] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("decode_ms", "queue_ms", "trunk_ms", "head_ms", "codes_ms", "explain_ms", "encode_ms", "total_ms", "batch_size")

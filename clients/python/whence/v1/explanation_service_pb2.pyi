@@ -134,7 +134,7 @@ class ShiftPoint(_message.Message):
     def __init__(self, shift: _Optional[float] = ..., target_probability: _Optional[float] = ..., other_probability: _Optional[float] = ...) -> None: ...
 
 class InterveneRequest(_message.Message):
-    __slots__ = ("request_id", "image", "bank", "scales", "deadline", "target")
+    __slots__ = ("request_id", "image", "bank", "scales", "deadline", "target", "concepts")
     class ScalesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -148,13 +148,15 @@ class InterveneRequest(_message.Message):
     SCALES_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
+    CONCEPTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: _image_pb2.Image
     bank: str
     scales: _containers.ScalarMap[int, float]
     deadline: _duration_pb2.Duration
     target: _explanation_pb2.Target
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., bank: _Optional[str] = ..., scales: _Optional[_Mapping[int, float]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., target: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ...) -> None: ...
+    concepts: _explanation_pb2.ConceptScope
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., bank: _Optional[str] = ..., scales: _Optional[_Mapping[int, float]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., target: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ..., concepts: _Optional[_Union[_explanation_pb2.ConceptScope, str]] = ...) -> None: ...
 
 class InterveneResponse(_message.Message):
     __slots__ = ("request_id", "model", "bank", "before", "after", "timings", "runtime", "target")
