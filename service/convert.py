@@ -25,6 +25,7 @@ from concepts.explanation import (
     MapKind,
     MapSize,
     Order,
+    PartsReport,
     StageTimes,
 )
 from concepts.intervention import Intervention, InterventionRequest
@@ -114,6 +115,7 @@ def options_from(message: explanation_pb2.ExplainOptions, *, top_k_limit: int) -
         map_size=_meaning(_MAP_SIZES, message.map_size, "map_size"),
         substitute=message.substitute if message.HasField("substitute") else None,
         colours=message.colours,
+        parts=message.parts,
     )
 
 
@@ -167,8 +169,10 @@ def intervention_from(
     return InterventionRequest(target_from(message.target, spec), dict(message.scales))
 
 
-def check_reply_size(options: ExplainOptions, spec: ModelSpec, *, encoding: MapEncoding, limit: int) -> None:
-    """Refuse an answer that would be too large, before it is computed.
+def check_reply_size(
+    options: ExplainOptions, spec: ModelSpec, *, encoding: MapEncoding, limit: int, parts: int = 0
+) -> None:
+    """Refuse an answer that would be too large, before it is computed; a concept has at most so many parts listed.
 
     Raises
     ------
@@ -177,12 +181,15 @@ def check_reply_size(options: ExplainOptions, spec: ModelSpec, *, encoding: MapE
     """
     pixels = spec.preprocessing.height * spec.preprocessing.width
     # Grids are small: their size is not known here, nor does it matter.
-    large = sum(has_image_size(kind, options, encoding) for kind in options.maps)
+    # Parts have maps at their layer alone.
+    copies = {kind: 1 if kind == "input" else 1 + parts for kind in options.maps}
+    large = sum(copies[kind] for kind in options.maps if has_image_size(kind, options, encoding))
     bytes_a_pixel = large * _BYTES_A_PIXEL[encoding] + options.colours * _COLOUR_BYTES_A_PIXEL
     needed = options.top_k * pixels * bytes_a_pixel
     if needed > limit:
+        listed = f"{options.top_k} concepts{' and their parts' if parts else ''}"
         raise UnsupportedOption(
-            f"{options.top_k} concepts with maps of {pixels} pixels may take {needed} bytes, and the largest answer "
+            f"{listed} with maps of {pixels} pixels may take {needed} bytes, and the largest answer "
             f"has {limit}; ask for fewer concepts, or for float16 maps on the layer's grid.",
             reply_bytes_limit=limit,
         )
@@ -232,6 +239,7 @@ def explanation_to(
         runtime=explanation.runtime,
         estimator=_ESTIMATORS_OUT[explanation.estimator],
         substitute=explanation.substitute,
+        parts=None if explanation.parts is None else _parts_to(explanation.parts),
     )
 
 
@@ -263,6 +271,7 @@ def model_to(spec: ModelSpec) -> bank_pb2.Model:
 def bank_to(summary: BankSummary) -> bank_pb2.Bank:
     """Return a bank's summary as a message."""
     manifest, version = summary.manifest, summary.version
+    parts = manifest.get("parts", {"layer": "", "concept_count": 0})
     return bank_pb2.Bank(
         reference=version.reference,
         digest=version.digest,
@@ -276,6 +285,8 @@ def bank_to(summary: BankSummary) -> bank_pb2.Bank:
         created=datetime.datetime.fromtimestamp(summary.published, datetime.UTC).isoformat(timespec="seconds"),
         metrics=_struct_to(manifest["metrics"]),
         configuration=_struct_to(manifest["configuration"]),
+        parts_layer=parts["layer"],
+        part_count=parts["concept_count"],
     )
 
 
@@ -299,6 +310,8 @@ def concept_to(bank: Bank, concept: Concept, pictures: Sequence[bytes], spec: Mo
             for exemplar, picture in zip(concept.exemplars, pictures, strict=False)
         ],
         parent=concept.parent,
+        layer=bank.layer_of(concept.id),
+        children=bank.children(concept.id),
     )
 
 
@@ -332,6 +345,16 @@ def _score_to(score: ConceptScore, view: NDArray[np.uint8], encoding: MapEncodin
         contribution=score.contribution,
         share=score.share,
         maps=[_map_to(kind, values, view, encoding) for kind, values in score.maps.items()],
+        parts=[_score_to(part, view, encoding) for part in score.parts],
+    )
+
+
+def _parts_to(report: PartsReport) -> explanation_pb2.PartsReport:
+    return explanation_pb2.PartsReport(
+        layer=report.layer,
+        contributions_total=report.contributions_total,
+        unexplained=report.unexplained,
+        faithfulness=_report_to(report.faithfulness),
     )
 
 

@@ -146,7 +146,10 @@ class Explainer:
         # OpenMP's thread count is a property of the calling thread: it must be set in the one that computes.
         self._thread = ThreadPoolExecutor(1, "engine", initializer=torch.set_num_threads, initargs=(threads,))
         self._models: Memo[tuple[str, str], Model] = Memo(self._load_model, limit=engines, keep_failure_s=refresh_s)
-        self._sections: Memo[_SectionKey, _Section] = Memo(self._load_section, limit=engines, keep_failure_s=refresh_s)
+        # Two for a bank: parts have a layer of their own.
+        self._sections: Memo[_SectionKey, _Section] = Memo(
+            self._load_section, limit=2 * engines, keep_failure_s=refresh_s
+        )
         self._engines: Memo[EngineKey, Engine] = Memo(self._load_engine, limit=engines, keep_failure_s=refresh_s)
         self._batcher: Batcher[_BatchKey, Job[Any], Any] = Batcher(
             self._run, batch_limit=batch_limit, queue_limit=queue_limit, observer=observer
@@ -225,20 +228,35 @@ class Explainer:
 
     async def _load_engine(self, key: EngineKey) -> Engine:
         bank = await asyncio.to_thread(self._repository.load, key.version)
-        section = await self._sections.get(_SectionKey(key.version.model, key.model_digest, key.version.layer))
+        section = await self._sections.get(_SectionKey(bank.model, key.model_digest, bank.layer))
+        earlier = None
+        if bank.parts is not None:
+            earlier = await self._sections.get(_SectionKey(bank.model, key.model_digest, bank.parts.layer))
 
         def make() -> Engine:
-            engine = Engine(section.model, bank, section.cut, section.trunk)
+            of_parts = None
+            if bank.parts is not None and earlier is not None:
+                of_parts = Engine(earlier.model, bank.parts, earlier.cut, earlier.trunk)
+            engine = Engine(section.model, bank, section.cut, section.trunk, of_parts)
             engine.warm_up()
             if self._device.type == "cuda":  # which chooses kernels and takes memory by size
                 engine.warm_up(self._batch_limit)
             return engine
 
         engine = await self._made(f"bank {bank.reference}", make)
-        _log.info("bank %s is loaded: %s bytes", bank.reference, engine.memory)
-        if self._observer is not None:
-            self._observer.loaded(key.version, engine.memory)
+        self._report(key.version, engine)
+        if engine.of_parts is not None:
+            # By a name that no bank can have.
+            self._report(
+                key.version._replace(layer=engine.of_parts.bank.layer, name=f"{bank.name}:parts"), engine.of_parts
+            )
         return engine
+
+    def _report(self, version: BankVersion, engine: Engine) -> None:
+        """Tell what an engine holds."""
+        _log.info("bank %s is loaded: %s bytes", version.reference, engine.memory)
+        if self._observer is not None:
+            self._observer.loaded(version, engine.memory)
 
     async def _load_section(self, key: _SectionKey) -> _Section:
         model = await self._models.get((key.model, key.model_digest))

@@ -162,7 +162,8 @@ class Handlers:
         options = convert.options_from(request.options, top_k_limit=self._limits.top_k)
         encoding = convert.encoding_from(request.options)
         engine, spec = await self._named(request.bank)
-        convert.check_reply_size(options, spec, encoding=encoding, limit=self._limits.reply_bytes)
+        most = await self._most_parts(request.bank) if options.parts else 0
+        convert.check_reply_size(options, spec, encoding=encoding, limit=self._limits.reply_bytes, parts=most)
         question = EngineRequest(convert.target_from(request.target, spec), options)
 
         def encode(explanation: Explanation, view: NDArray[np.uint8], box: Box) -> explanation_pb2.Explanation:
@@ -187,6 +188,11 @@ class Handlers:
         version = await self._catalogue.version(bank)
         spec = await self._catalogue.spec(version.model)
         return EngineKey(version, spec.digest), spec
+
+    async def _most_parts(self, bank: str) -> int:
+        """Return how many parts a concept of a bank has at most."""
+        manifest = (await self._catalogue.summary(bank)).manifest
+        return int(manifest["parts"]["most"]) if "parts" in manifest else 0
 
     def _check_size(self, request: pb.ExplainRequest | pb.InterveneRequest) -> None:
         if request.ByteSize() > self._limits.request_bytes:

@@ -23,8 +23,8 @@ from whence.v1 import explanation_service_pb2 as service_pb2
 MAP_SIDE = 4
 
 
-def fill(message: Message, numbers: Iterator[int]) -> None:
-    """Set every field, at every depth, to a value that no other field has."""
+def fill(message: Message, numbers: Iterator[int], *, within: Message | None = None) -> None:
+    """Set every field, at every depth, to a value that no other field has; messages within their like stay bare."""
     if isinstance(message, Struct):
         message.update({"number": next(numbers) + 0.5, "list": [1, True, None, "text"], "inner": {"k": next(numbers)}})
         return
@@ -32,9 +32,11 @@ def fill(message: Message, numbers: Iterator[int]) -> None:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             getattr(message, field.name)[f"key{next(numbers)}"] = float(next(numbers))
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            if isinstance(within, type(message)) and field.message_type is message.DESCRIPTOR:
+                continue
             target = getattr(message, field.name)
             for item in (target.add(), target.add()) if field.is_repeated else (target,):
-                fill(item, numbers)
+                fill(item, numbers, within=message)
         elif field.is_repeated:
             getattr(message, field.name).extend([leaf(field, numbers), leaf(field, numbers)])
         else:
@@ -78,15 +80,20 @@ def leaf(field: FieldDescriptor, numbers: Iterator[int]) -> Any:
     }.get(field.type, number)
 
 
-def assert_full(message: Message) -> None:
-    """Check that the walk left nothing out."""
-    assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
+def assert_full(message: Message, within: Message | None = None) -> None:
+    """Check that the walk left nothing out but messages within their like within their like."""
+    expected = {
+        field.name
+        for field in message.DESCRIPTOR.fields
+        if not (isinstance(within, type(message)) and field.message_type is message.DESCRIPTOR)
+    }
+    assert {field.name for field, _ in message.ListFields()} == expected
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_MESSAGE and not isinstance(value, Struct):
             if field.message_type.GetOptions().map_entry:
                 continue
             for item in value if field.is_repeated else [value]:
-                assert_full(item)
+                assert_full(item, message)
 
 
 def test_every_field_of_an_explanation_comes_through() -> None:
@@ -126,6 +133,7 @@ def test_every_absent_field_stays_absent() -> None:
     assert len(optional) == 7
     assert all(getattr(report, name) is None for name in optional)
     assert record.unexplained is None
+    assert record.parts is None
     found = record.concepts[0].maps["activation"]
     assert (found.class_token, found.colours) == (None, None)
 
@@ -210,6 +218,7 @@ def test_every_option_reaches_the_request() -> None:
         map_size="image",
         substitute=False,
         colours=True,
+        parts=True,
     )
     assert question.bank == "m/l/n@ab"
     assert question.target == explanation_pb2.Target(name="tabby")
@@ -223,6 +232,7 @@ def test_every_option_reaches_the_request() -> None:
     assert options.substitute is False
     assert options.map_encoding == explanation_pb2.MAP_ENCODING_FLOAT32
     assert options.colours is True
+    assert options.parts is True
 
 
 @pytest.mark.parametrize("encoding", [explanation_pb2.MAP_ENCODING_FLOAT16, explanation_pb2.MAP_ENCODING_FLOAT32])

@@ -26,8 +26,11 @@ VIEW = np.zeros((20, 30, 3), np.uint8)
 BOX = Box(1, 2, 31, 22)
 
 
-def make(cls: type, numbers: typing.Iterator[int]) -> typing.Any:
-    """Fill every field of a record with a value of its own, so that mixed up fields show."""
+def make(cls: type, numbers: typing.Iterator[int], within: type | None = None) -> typing.Any:
+    """Fill every field of a record with a value of its own, so that mixed up fields show.
+
+    Records within their like have none of it within themselves.
+    """
     hints = typing.get_type_hints(cls)
     values: dict[str, object] = {}
     for field in dataclasses.fields(cls):
@@ -38,13 +41,14 @@ def make(cls: type, numbers: typing.Iterator[int]) -> typing.Any:
         if typing.get_origin(hint) is typing.Literal:
             values[field.name] = options[number % len(options)]
         elif typing.get_origin(hint) is tuple:
-            values[field.name] = tuple(make(plain, numbers) for _ in range(3))
+            count = 0 if plain is cls is within else 3
+            values[field.name] = tuple(make(plain, numbers, cls) for _ in range(count))
         elif typing.get_origin(hint) is dict:
             grids = {kind: np.full((4, 6), next(numbers) + 0.5, np.float32) for kind in ("contribution", "activation")}
             maps = {kind: domain.ConceptMap(grid, 0.25) for kind, grid in grids.items()}
             values[field.name] = maps | {"input": input_map(next(numbers))}
         elif dataclasses.is_dataclass(plain):
-            values[field.name] = make(plain, numbers)
+            values[field.name] = make(plain, numbers, cls)
         else:
             values[field.name] = {float: number + 0.25, int: number, str: f"text {number}", bool: True}[plain]
     return cls(**values)
@@ -140,9 +144,10 @@ def test_every_scale_arrives() -> None:
 
 def test_what_is_absent_stays_absent(explanation: domain.Explanation) -> None:
     report = domain.FaithfulnessReport(2.5, 0.5, 0.0, "exact", "because")
-    bare = dataclasses.replace(explanation, unexplained=None, faithfulness=report)
+    bare = dataclasses.replace(explanation, unexplained=None, faithfulness=report, parts=None)
     message = convert.explanation_to(bare, view=VIEW, box=BOX, encoding="float16")
     assert not message.HasField("unexplained")
+    assert not message.HasField("parts")
     optional = [field.name for field in dataclasses.fields(report) if getattr(report, field.name) is None]
     assert len(optional) == 7
     assert not any(message.faithfulness.HasField(name) for name in optional)
@@ -183,9 +188,10 @@ def test_every_option_arrives() -> None:
         map_encoding=explanation_pb2.MAP_ENCODING_PNG_OVERLAY,
         substitute=False,
         colours=True,
+        parts=True,
     )
     assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
-    expected = domain.ExplainOptions(3, "activation", "integrated", ("input", "activation"), "image", False, True)
+    expected = domain.ExplainOptions(3, "activation", "integrated", ("input", "activation"), "image", False, True, True)
     assert convert.options_from(message, top_k_limit=100) == expected
     assert convert.encoding_from(message) == "overlay"
 
@@ -243,6 +249,15 @@ def test_answers_that_would_be_too_large_are_refused_before_they_are_computed() 
     convert.check_reply_size(domain.ExplainOptions(top_k=10, maps=("activation",)), SPEC, encoding="float16", limit=1)
 
 
+def test_parts_count_towards_the_size_of_an_answer() -> None:
+    options = domain.ExplainOptions(top_k=10, maps=("activation",), map_size="image", parts=True)
+    convert.check_reply_size(options, SPEC, encoding="float16", limit=48_000, parts=3)
+    with pytest.raises(UnsupportedOption, match="10 concepts and their parts with maps of 600 pixels may take 48000"):
+        convert.check_reply_size(options, SPEC, encoding="float16", limit=47_999, parts=3)
+    inputs = dataclasses.replace(options, maps=("input",))  # which parts do not have
+    convert.check_reply_size(inputs, SPEC, encoding="float16", limit=12_000, parts=3)
+
+
 @pytest.mark.parametrize(
     ("maps", "encoding", "colours", "bytes_a_pixel"),
     [
@@ -293,5 +308,25 @@ def test_models_banks_and_concepts() -> None:
     assert dict(message.statistics) == {"importance": 0.25}
     assert [each.picture for each in message.exemplars] == [b"webp"]
     assert (message.exemplars[0].source, message.exemplars[0].box.bottom) == ("cat/1.jpg", 3)
-    assert message.parent == 0
+    assert (message.parent, message.layer, list(message.children)) == (0, "l", [])
+    assert (bank.parts_layer, bank.part_count) == ("", 0)
     assert not convert.concept_to(owner, Concept(0), [], SPEC).HasField("class_index")
+
+
+def test_banks_and_concepts_with_parts() -> None:
+    manifest = {
+        "kind": "nmf",
+        "concept_count": 2,
+        "channels": 8,
+        "weights_digest": "w",
+        "metrics": {},
+        "configuration": {},
+        "parts": {"kind": "nmf", "layer": "early", "channels": 4, "concept_count": 3, "most": 2},
+    }
+    bank = convert.bank_to(BankSummary(BankVersion("m", "l", "n", "d" * 64), manifest, 0.0))
+    assert (bank.layer, bank.concept_count, bank.parts_layer, bank.part_count) == ("l", 2, "early", 3)
+    parts = tuple(Concept(index, f"part {index}", parent=parent) for index, parent in enumerate((0, 1, 1)))
+    tree = Bank("nmf", "m", "l", "n", "w", 8, (Concept(0), Concept(1)), {}).with_parts("nmf", "early", 4, parts, {})
+    whole, part = (convert.concept_to(tree, tree.concept(id_), [], SPEC) for id_ in (1, 4))
+    assert (whole.layer, list(whole.children), whole.HasField("parent")) == ("l", [3, 4], False)
+    assert (part.id, part.label, part.layer, list(part.children), part.parent) == (4, "part 2", "early", [], 1)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Explanation,
         FaithfulnessReport,
         InputMapReport,
+        PartsReport,
         Timings,
     )
     from whence._intervention import Intervention
@@ -77,6 +78,7 @@ _NAMES_BY_MODULE = {
         "Explanation",
         "FaithfulnessReport",
         "InputMapReport",
+        "PartsReport",
         "Timings",
     ),
     "_intervention": ("Intervention",),
@@ -113,6 +115,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "Overloaded",
+    "PartsReport",
     "PermissionDenied",
     "ResourceExhausted",
     "Timings",

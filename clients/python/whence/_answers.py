@@ -23,6 +23,7 @@ from whence._explanation import (
     FaithfulnessReport,
     InputMapReport,
     MapKind,
+    PartsReport,
     Timings,
 )
 from whence._images import Source
@@ -82,6 +83,7 @@ def explanation(message: explanation_pb2.Explanation, request_id: str, source: S
         estimator=ESTIMATORS.get(message.estimator, "gradient"),
         substitute=message.substitute,
         image=source,
+        parts=_parts(message.parts) if message.HasField("parts") else None,
     )
 
 
@@ -138,6 +140,8 @@ def bank(message: bank_pb2.Bank) -> Bank:
         created=message.created,
         metrics=_struct(message.metrics),
         configuration=_struct(message.configuration),
+        parts_layer=message.parts_layer,
+        part_count=message.part_count,
     )
 
 
@@ -154,6 +158,8 @@ def concept(answer: service_pb2.GetConceptResponse) -> Concept:
         parent=_optional(message, "parent"),
         bank=answer.bank.reference,
         bank_digest=answer.bank.digest,
+        layer=message.layer,
+        children=tuple(message.children),
     )
 
 
@@ -170,6 +176,16 @@ def _concept_score(message: explanation_pb2.ConceptScore) -> ConceptScore:
         contribution=message.contribution,
         share=message.share,
         maps={MAP_KINDS[item.kind]: _concept_map(item) for item in message.maps if item.kind in MAP_KINDS},
+        parts=tuple(map(_concept_score, message.parts)),
+    )
+
+
+def _parts(message: explanation_pb2.PartsReport) -> PartsReport:
+    return PartsReport(
+        layer=message.layer,
+        contributions_total=message.contributions_total,
+        unexplained=_optional(message, "unexplained"),
+        faithfulness=_faithfulness(message.faithfulness),
     )
 
 

@@ -112,6 +112,7 @@ class Client:
         map_size: MapSize = "grid",
         substitute: bool | None = None,
         colours: bool = False,
+        parts: bool = False,
         timeout_s: float | None = None,
     ) -> Explanation:
         """Explain one image.
@@ -142,6 +143,9 @@ class Client:
             Run the head on the bank's reconstruction in place of the activation. Default: what the bank is made for.
         colours
             Render input maps in the colours that the concepts looked for, too (B-cos models).
+        parts
+            Return the parts of every listed concept, too: its sub-concepts at an earlier layer (banks trained with
+            parts).
         timeout_s
             How long to wait, in seconds, in place of the client's own.
 
@@ -160,6 +164,7 @@ class Client:
             map_size=map_size,
             substitute=substitute,
             colours=colours,
+            parts=parts,
         )
         return self._explain(self._read(image), question, self._patience(timeout_s))
 
@@ -176,6 +181,7 @@ class Client:
         map_size: MapSize = "grid",
         substitute: bool | None = None,
         colours: bool = False,
+        parts: bool = False,
         timeout_s: float | None = None,
         max_in_flight: int = 32,
         ordered: bool = True,
@@ -211,6 +217,7 @@ class Client:
             map_size=map_size,
             substitute=substitute,
             colours=colours,
+            parts=parts,
         )
         if isinstance(images, (str, bytes, bytearray, os.PathLike)):
             raise InvalidArgument("images holds many: pass a list of images, or use explain for one.")

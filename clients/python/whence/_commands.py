@@ -18,7 +18,7 @@ from whence._client import Client
 from whence._errors import InvalidArgument
 from whence._explanation import Estimator, Explanation, MapKind, MapSize, Order
 from whence._inventory import Concept
-from whence._words import bank_version, class_name, explained_logit, intervention_lines, report_lines
+from whence._words import all_lines, bank_version, class_name, explained_logit, intervention_lines, outline
 
 app = typer.Typer(
     help="Where a vision model's prediction came from, in concepts.",
@@ -67,6 +67,7 @@ def explain(
     colours: Annotated[
         bool, typer.Option("--colours", help="Render input maps in the colours that concepts looked for, too.")
     ] = False,
+    parts: Annotated[bool, typer.Option("--parts", help="Show the parts of each concept, too.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write a picture to this file.", show_default=False)] = None,
     address: _Address = _LOCAL,
     token: _Token = None,
@@ -89,6 +90,7 @@ def explain(
             map_size=map_size,
             substitute=substitute,
             colours=colours,
+            parts=parts,
         )
     if save is not None:
         _write(lambda: explanation.save(save), save)
@@ -189,9 +191,16 @@ def banks(
         typer.echo(_json.dumps(records))
         return
     _print_table(
-        ("bank", "kind", "concepts", "created", "digest"),
+        ("bank", "kind", "concepts", "parts", "created", "digest"),
         [
-            (record.reference, record.kind, record.concept_count, record.created, record.digest[:12])
+            (
+                record.reference,
+                record.kind,
+                record.concept_count,
+                f"{record.part_count} at {record.parts_layer}" if record.parts_layer else "",
+                record.created,
+                record.digest[:12],
+            )
             for record in records
         ],
     )
@@ -202,7 +211,11 @@ def concept(
     bank: Annotated[str, typer.Argument(help="model/layer/name, or model/layer/name@digest.")],
     concept_id: Annotated[int, typer.Argument(help="Id of the concept.", metavar="ID")],
     save: Annotated[
-        Path | None, typer.Option(help="Write the exemplars into this folder, as WebP.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Write a picture of the exemplars and those of its parts (FILE.png), or the exemplars into a folder.",
+            show_default=False,
+        ),
     ] = None,
     address: _Address = _LOCAL,
     token: _Token = None,
@@ -211,19 +224,31 @@ def concept(
     timeout: _Timeout = 30.0,
     json: _Json = False,
 ) -> None:
-    """Show one concept of a bank: statistics and exemplars."""
+    """Show one concept of a bank: statistics, exemplars and parts."""
     with _client(address, token, tls, ca, timeout) as client:
         record = client.concept(bank, concept_id)
+        parts = [client.concept(bank, child) for child in record.children]
     if save is not None:
-        _write(lambda: _save_exemplars(record, save), save)
+        _write(lambda: record.save(save, parts) if save.suffix else _save_exemplars(record, save), save)
     if json:
         typer.echo(_json.dumps(record))
         return
     _say(f"{record.label or 'concept'} #{record.id} of {record.bank}@{record.bank_digest[:12]}")
+    if record.parent is not None:
+        _say(f"part of concept #{record.parent}, at {record.layer}")
     if record.class_index is not None:
         _say(f"class {record.class_name or record.class_index}")
     _print_table(("statistic", "value"), [(name, f"{value:.4g}") for name, value in sorted(record.statistics.items())])
     _print_table(("exemplar", "activation"), [(item.source, f"{item.activation:.4g}") for item in record.exemplars])
+    if parts:
+        names = sorted({name for part in parts for name in part.statistics})
+        _print_table(
+            ("part", "id", "layer", *names),
+            [
+                (part.label, part.id, part.layer, *(_cell(part.statistics.get(name)) for name in names))
+                for part in parts
+            ],
+        )
 
 
 def _client(address: str, token: str | None, tls: bool, ca: Path | None, timeout_s: float) -> Client:
@@ -269,8 +294,8 @@ def _print_explanation(explanation: Explanation) -> None:
         _say(f"{score.probability:7.1%}  {score.name or score.index}")
     target = explanation.target
     rows: list[tuple[object, ...]] = [
-        (item.label, item.id, f"{item.activation:.4g}", f"{item.contribution:+.4g}", f"{item.share:+.1%}")
-        for item in explanation.concepts
+        (name, item.id, f"{item.activation:.4g}", f"{item.contribution:+.4g}", f"{item.share:+.1%}")
+        for name, item in outline(explanation.concepts)
     ]
     rows.append(("all other concepts", "", "", f"{explanation.unlisted:+.4g}", ""))
     if explanation.unexplained is not None:
@@ -280,8 +305,12 @@ def _print_explanation(explanation: Explanation) -> None:
         ("concept", "id", "activation", "contribution", "share"),
         rows,
     )
-    for line in report_lines(explanation.faithfulness):
+    for line in all_lines(explanation):
         _say(line)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _print_table(heads: tuple[str, ...], rows: list[tuple[Any, ...]], title: str = "") -> None:

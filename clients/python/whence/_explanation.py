@@ -84,6 +84,9 @@ class ConceptScore:
     share: float
     """Contribution / (Σ |contribution| over all concepts + |unexplained|), in [−1, 1]."""
     maps: Mapping[MapKind, ConceptMap] = field(default_factory=dict)
+    parts: tuple[ConceptScore, ...] = ()
+    """Its sub-concepts at an earlier layer, where asked for, in the requested order. Their numbers are of that layer:
+    they do not add up to this concept's."""
 
     def __hash__(self) -> int:
         # Maps have no hash; without them scores still serve as keys, as of Client.intervene.
@@ -143,6 +146,21 @@ class FaithfulnessReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PartsReport:
+    """What the parts of all concepts of the target's class say together.
+
+    It is a statement of its own about the same logit, at another layer; it shares no sum with that of the concepts.
+    """
+
+    layer: str
+    contributions_total: float
+    """Sum of the contributions of all these parts, in logits."""
+    unexplained: float | None
+    """As of `Explanation`, at the parts' layer; so is the report."""
+    faithfulness: FaithfulnessReport
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Milliseconds that the service spent in each stage of answering."""
 
@@ -196,6 +214,8 @@ class Explanation:
     """Whether the head ran on the bank's reconstruction in place of the activation."""
     image: Source | None = field(default=None, compare=False)
     """The image as it was sent, for pictures."""
+    parts: PartsReport | None = None
+    """None where parts were not asked for, or the target's class has none."""
 
     @property
     def unlisted(self) -> float:
@@ -206,6 +226,8 @@ class Explanation:
         self, path: str | os.PathLike[str], *, kind: MapKind | None = None, max_overlays: int = 6, dpi: int = 150
     ) -> None:
         """Draw one picture: the image, its top concepts as overlays, contribution bars, and the report in words.
+
+        Parts are small overlays beneath their concept.
 
         Parameters
         ----------

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from whence import _answers, _requests
 from whence._errors import missing_extra
-from whence._explanation import Box, ClassScore, ConceptMap, ConceptScore, Explanation, FaithfulnessReport, MapKind
+from whence._explanation import (
+    Box,
+    ClassScore,
+    ConceptMap,
+    ConceptScore,
+    Explanation,
+    FaithfulnessReport,
+    MapKind,
+    PartsReport,
+)
 from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
@@ -25,19 +34,19 @@ _BANK_KINDS = {name: number for number, name in _answers.BANK_KINDS.items()}
 def asked_for(record: Explanation, options: explanation_pb2.ExplainOptions) -> Explanation:
     """An explanation with as many concepts and only those maps that were asked for."""
     kinds = {_answers.MAP_KINDS[kind] for kind in options.maps}
-    concepts = tuple(
-        replace(
-            concept,
-            maps={
-                kind: item if options.colours else replace(item, colours=None)
-                for kind, item in concept.maps.items()
-                if kind in kinds
-            },
-        )
-        for concept in record.concepts[: options.top_k]
-    )
+
+    def score(concept: ConceptScore) -> ConceptScore:
+        maps = {
+            kind: item if options.colours else replace(item, colours=None)
+            for kind, item in concept.maps.items()
+            if kind in kinds
+        }
+        return replace(concept, maps=maps, parts=tuple(map(score, concept.parts)) if options.parts else ())
+
+    concepts = tuple(map(score, record.concepts[: options.top_k]))
     report = record.faithfulness if "input" in kinds else replace(record.faithfulness, input_maps=None)
-    return replace(record, concepts=concepts, faithfulness=report)
+    parts = record.parts if options.parts else None
+    return replace(record, concepts=concepts, faithfulness=report, parts=parts)
 
 
 def explanation(
@@ -58,6 +67,7 @@ def explanation(
         runtime=record.runtime,
         estimator=_requests.ESTIMATORS[record.estimator],
         substitute=record.substitute,
+        parts=None if record.parts is None else _parts(record.parts),
     )
 
 
@@ -108,6 +118,8 @@ def concept(record: Concept, max_exemplars: int | None = None) -> service_pb2.Ge
         statistics=dict(record.statistics),
         exemplars=exemplars,
         parent=record.parent,
+        layer=record.layer,
+        children=record.children,
     )
     version = explanation_pb2.BankVersion(reference=record.bank, digest=record.bank_digest)
     return service_pb2.GetConceptResponse(concept=message, bank=version)
@@ -133,6 +145,16 @@ def _concept_score(record: ConceptScore, encoding: explanation_pb2.MapEncoding) 
         contribution=record.contribution,
         share=record.share,
         maps=[_map(kind, item, encoding) for kind, item in record.maps.items()],
+        parts=[_concept_score(part, encoding) for part in record.parts],
+    )
+
+
+def _parts(record: PartsReport) -> explanation_pb2.PartsReport:
+    return explanation_pb2.PartsReport(
+        layer=record.layer,
+        contributions_total=record.contributions_total,
+        unexplained=record.unexplained,
+        faithfulness=_report(record.faithfulness),
     )
 
 

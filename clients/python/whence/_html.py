@@ -6,7 +6,7 @@ from base64 import b64encode
 from html import escape
 from typing import TYPE_CHECKING
 
-from whence._words import bank_version, explained_logit, report_lines
+from whence._words import all_lines, bank_version, explained_logit, outline
 
 if TYPE_CHECKING:
     from whence._explanation import Explanation
@@ -17,13 +17,13 @@ def render(explanation: Explanation, picture: bytes | None) -> str:
     target = explanation.target
     rows = [
         (
-            concept.name,
+            name,
             str(concept.id),
             f"{concept.activation:.4g}",
             f"{concept.contribution:+.4g}",
             f"{concept.share:+.1%}",
         )
-        for concept in explanation.concepts
+        for name, concept in outline(explanation.concepts)
     ]
     rows.append(("not listed", "", "", f"{explanation.unlisted:+.4g}", ""))
     if explanation.unexplained is not None:
@@ -31,7 +31,7 @@ def render(explanation: Explanation, picture: bytes | None) -> str:
     head = _row("th", ("concept", "id", "activation", "contribution", "share"))
     body = "".join(_row("td", row) for row in rows)
     image = f'<img alt="explanation" src="data:image/png;base64,{b64encode(picture).decode()}">' if picture else ""
-    report = "".join(f"<li>{escape(line)}</li>" for line in report_lines(explanation.faithfulness))
+    report = "".join(f"<li>{escape(line)}</li>" for line in all_lines(explanation))
     return (
         f"<div><p><b>{escape(target.name or str(target.index))}</b> (p = {target.probability:.3f}, "
         f"{escape(explained_logit(explanation))}), {escape(bank_version(explanation))}</p>{image}"

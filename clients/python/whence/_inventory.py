@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,6 +51,10 @@ class Bank:
     """On held-out images, by name."""
     configuration: Mapping[str, Any] = field(default_factory=dict)
     """The full training configuration."""
+    parts_layer: str = ""
+    """Layer of the concepts' parts, their sub-concepts at an earlier layer; empty where the bank has none."""
+    part_count: int = 0
+    """How many parts there are; their ids follow those of the concepts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,41 @@ class Concept:
     bank: str
     """``model/layer/name`` of the bank that this is from."""
     bank_digest: str
+    layer: str = ""
+    """For a part an earlier one than the bank's."""
+    children: tuple[int, ...] = ()
+    """Ids of its parts."""
 
     def __hash__(self) -> int:
         # Statistics have no hash; without them concepts still serve as keys, as of Client.intervene.
         return hash((self.bank, self.bank_digest, self.id))
+
+    @property
+    def name(self) -> str:
+        """The label, or the id where there is none."""
+        return self.label or f"concept {self.id}"
+
+    def save(self, path: str | os.PathLike[str], parts: Sequence[Concept] = (), *, dpi: int = 150) -> None:
+        """Draw its exemplars, and beneath them those of its parts.
+
+        Parameters
+        ----------
+        path
+            Where to write; the suffix chooses the format (``.png``, ``.jpg``, ``.pdf``, ``.svg``, …).
+        parts
+            The concepts that ``children`` names.
+        dpi
+            Pixels per inch.
+
+        Raises
+        ------
+        MissingExtra
+            If matplotlib or Pillow is not installed.
+        InvalidArgument
+            If the suffix is no picture format, or there are no exemplars.
+        OSError
+            If the file cannot be written.
+        """
+        from whence._tree import save
+
+        save(self, parts, path, dpi=dpi)

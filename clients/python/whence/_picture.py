@@ -9,6 +9,7 @@ import io
 import math
 import os
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from whence._errors import InvalidArgument, missing_extra
 from whence._explanation import Box, ConceptMap, ConceptScore, Explanation, MapKind
 from whence._overlays import place
-from whence._words import bank_version, explained_logit, report_lines
+from whence._words import all_lines, bank_version, explained_logit
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,11 +34,14 @@ except ImportError as exc:
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
+    from matplotlib.gridspec import GridSpec
 
 _IMAGE_INCHES, _OVERLAY_INCHES, _BARS_INCHES = 3.25, 5.75, 4.0
 """Widths of the picture's columns."""
 _WIDTH_INCHES = _IMAGE_INCHES + _OVERLAY_INCHES + _BARS_INCHES
 _OVERLAY_COLUMNS = 3
+_MOST_PARTS = 4
+"""Overlays beneath a concept."""
 _BAR_INCHES, _LINE_INCHES = 0.27, 0.19
 """Heights of a bar and of a line of text."""
 _TEXT_WIDTH = 150
@@ -74,12 +78,17 @@ class _Canvas:
 
 def save(explanation: Explanation, path: str | os.PathLike[str], **options: Any) -> None:
     """Draw into a file; the whole of it or nothing. Options are those of `render`."""
+    write(path, lambda file_type: render(explanation, file_type=file_type, **options))
+
+
+def write(path: str | os.PathLike[str], draw: Callable[[str], bytes]) -> None:
+    """Write what is drawn for the format that the suffix names; the whole of it or nothing."""
     target = Path(path)
     kind = target.suffix.lstrip(".").lower() or "png"
     if kind not in FigureCanvasAgg.get_supported_filetypes():
         choices = ", ".join(sorted(FigureCanvasAgg.get_supported_filetypes()))
         raise InvalidArgument(f"Pictures cannot be written as .{kind}: use one of {choices}.")
-    target.write_bytes(render(explanation, file_type=kind, **options))
+    target.write_bytes(draw(kind))
 
 
 def png(explanation: Explanation, **options: Any) -> bytes:
@@ -110,13 +119,16 @@ def render(explanation: Explanation, *, file_type: str, kind: MapKind | None, ma
     chosen, concepts = _with_maps(explanation, kind)
     concepts = concepts[:max_overlays]
     canvas = _canvas(explanation.image.pixels(), explanation.view)
-    report = [line for text in report_lines(explanation.faithfulness) for line in textwrap.wrap(text, _TEXT_WIDTH)]
+    report = [line for text in all_lines(explanation) for line in textwrap.wrap(text, _TEXT_WIDTH)]
 
     bars = _bars(explanation)
     rows = math.ceil(len(concepts) / _OVERLAY_COLUMNS)
+    parts = _widest(concepts)
     height_over_width = min(max(canvas.ratio, 0.4), 1.6)
+    strip_inches = _OVERLAY_INCHES / _OVERLAY_COLUMNS * height_over_width
+    beneath_inches = strip_inches / parts + 0.3 if parts else 0.0
     body_inches = max(
-        rows * (_OVERLAY_INCHES / _OVERLAY_COLUMNS * height_over_width + 0.35) + 0.3,
+        rows * (strip_inches + 0.35 + beneath_inches) + 0.3,
         _BAR_INCHES * len(bars) + 0.8,
         _IMAGE_INCHES * height_over_width + 0.65,
     )
@@ -126,11 +138,16 @@ def render(explanation: Explanation, *, file_type: str, kind: MapKind | None, ma
     figure = Figure(figsize=(_WIDTH_INCHES, body_inches + text_inches), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     body, footer = figure.subfigures(2, 1, height_ratios=(body_inches, text_inches), squeeze=False).flat
-    parts = body.subfigures(1, len(widths), width_ratios=widths, squeeze=False).flat
-    _draw_image(parts[0].subplots(), canvas, explanation)
+    panels = body.subfigures(1, len(widths), width_ratios=widths, squeeze=False).flat
+    _draw_image(panels[0].subplots(), canvas, explanation)
     if chosen is not None and concepts:
-        _draw_overlays(parts[1], canvas, concepts, chosen, rows)
-    _draw_bars(parts[len(widths) - 1].subplots(), bars, explanation)
+        heights = (strip_inches + 0.35, beneath_inches) if parts else (1.0,)
+        grid = panels[1].add_gridspec(
+            len(heights) * rows, _OVERLAY_COLUMNS * max(parts, 1), height_ratios=heights * rows
+        )
+        _title_overlays(panels[1], concepts, chosen, explanation)
+        _draw_overlays(panels[1], grid, canvas, concepts, chosen)
+    _draw_bars(panels[len(widths) - 1].subplots(), bars, explanation)
     _draw_report(footer, report, explanation)
     file = io.BytesIO()
     figure.savefig(file, format=file_type, dpi=dpi, facecolor="white")
@@ -188,18 +205,43 @@ def _draw_image(axes: Axes, canvas: _Canvas, explanation: Explanation) -> None:
         )
 
 
-def _draw_overlays(figure: SubFigure, canvas: _Canvas, concepts: list[ConceptScore], kind: MapKind, rows: int) -> None:
-    grid = figure.subplots(rows, _OVERLAY_COLUMNS, squeeze=False)
+def _widest(concepts: list[ConceptScore]) -> int:
+    """How many parts are drawn beneath the concept that has most; zero where none has any."""
+    return min(max((len(concept.parts) for concept in concepts), default=0), _MOST_PARTS)
+
+
+def _title_overlays(figure: SubFigure, concepts: list[ConceptScore], kind: MapKind, explanation: Explanation) -> None:
     coloured = any(concept.maps[kind].colours is not None for concept in concepts)
     scale = "in the colours that they looked for" if coloured else "each scaled to its own peak"
     if kind != "activation" and not coloured:
         scale += "; blue is negative"
-    figure.suptitle(f"{kind} maps of the listed concepts, {scale}", fontsize=9)
-    for axes, concept in zip(grid.flat, concepts, strict=False):
+    title = f"{kind} maps of the listed concepts, {scale}"
+    if explanation.parts is not None and _widest(concepts):
+        title += f";\nbeneath each its parts at {explanation.parts.layer}, with their own contributions there"
+    figure.suptitle(title, fontsize=9)
+
+
+def _draw_overlays(
+    figure: SubFigure, grid: GridSpec, canvas: _Canvas, concepts: list[ConceptScore], kind: MapKind
+) -> None:
+    """Draw concepts in rows; beneath each, where there are parts, a row of them."""
+    parts = _widest(concepts)
+    across, down = max(parts, 1), 2 if parts else 1
+    for number in range(grid.nrows // down * _OVERLAY_COLUMNS):
+        row, column = number // _OVERLAY_COLUMNS * down, number % _OVERLAY_COLUMNS * across
+        axes = figure.add_subplot(grid[row, column : column + across])
+        if number >= len(concepts):
+            axes.set_axis_off()
+            continue
+        concept = concepts[number]
         title = f"{_short(_named(concept), 26)}\n{_signed(concept.contribution)} logits"
         _draw_overlay(axes, canvas, concept.maps[kind], kind, title)
-    for axes in grid.flat[len(concepts) :]:
-        axes.set_axis_off()
+        for index, part in enumerate(concept.parts[:parts]):
+            if kind in part.maps:
+                beneath = figure.add_subplot(grid[row + 1, column + index])
+                title = f"{_short(part.label, 14) or f'part {part.id}'}\n{_signed(part.contribution)}"
+                _draw_overlay(beneath, canvas, part.maps[kind], kind, title)
+                beneath.title.set_fontsize(6)
 
 
 def _draw_overlay(axes: Axes, canvas: _Canvas, found: ConceptMap, kind: MapKind, title: str) -> None:

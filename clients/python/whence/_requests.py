@@ -75,6 +75,7 @@ def question(
     map_size: MapSize,
     substitute: bool | None,
     colours: bool,
+    parts: bool,
 ) -> Question:
     """Check a caller's options.
 
@@ -96,6 +97,7 @@ def question(
         map_encoding=explanation_pb2.MAP_ENCODING_FLOAT32 if "input" in kinds else explanation_pb2.MAP_ENCODING_FLOAT16,
         substitute=substitute,
         colours=colours,
+        parts=parts,
     )
     return Question(reference(bank), _target(target), options)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from whence._explanation import ClassScore, Explanation, FaithfulnessReport, InputMapReport
+    from whence._explanation import ClassScore, ConceptScore, Explanation, FaithfulnessReport, InputMapReport
     from whence._intervention import Intervention
 
 _DIGEST_CHARACTERS = 12
@@ -76,6 +76,27 @@ def class_name(score: ClassScore) -> str:
 def report_lines(report: FaithfulnessReport) -> list[str]:
     """A faithfulness report, one statement a line."""
     return list(_statements(report))
+
+
+def all_lines(explanation: Explanation) -> list[str]:
+    """The faithfulness report, and that of the parts where there are some, one statement a line."""
+    lines = report_lines(explanation.faithfulness)
+    if explanation.parts is None:
+        return lines
+    at = f"Parts, at {explanation.parts.layer}"
+    return [
+        *lines,
+        f"{at}, are a statement of their own: their contributions do not add up to those of the concepts.",
+        *(f"{at}: {line[0].lower()}{line[1:]}" for line in report_lines(explanation.parts.faithfulness)),
+    ]
+
+
+def outline(concepts: Sequence[ConceptScore]) -> Iterator[tuple[str, ConceptScore]]:
+    """Names of concepts, each followed by its parts, indented."""
+    for concept in concepts:
+        yield concept.name, concept
+        for part in concept.parts:
+            yield f"  └ {part.label or f'part {part.id}'}", part
 
 
 def _statements(report: FaithfulnessReport) -> Iterator[str]:

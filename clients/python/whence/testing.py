@@ -41,6 +41,8 @@ from whence._explanation import (
     Explanation,
     FaithfulnessReport,
     InputMapReport,
+    MapKind,
+    PartsReport,
     Timings,
 )
 from whence._intervention import Intervention
@@ -90,6 +92,7 @@ def serve(
 def make_explanation(
     *,
     concept_count: int = 5,
+    part_count: int = 0,
     grid: tuple[int, int] = (7, 7),
     hot_cell: tuple[int, int] = (3, 3),
     view: Box | None = None,
@@ -101,6 +104,8 @@ def make_explanation(
     ----------
     concept_count
         How many concepts to list.
+    part_count
+        How many parts each of them has, with maps twice as fine.
     grid
         Height and width of the maps; those on the input are four times as fine.
     hot_cell
@@ -111,6 +116,7 @@ def make_explanation(
         Fields of `Explanation` to set to something else.
     """
     concepts = tuple(_make_concept(index, grid, hot_cell) for index in range(concept_count))
+    concepts = tuple(replace(concept, parts=_make_parts(concept, part_count)) for concept in concepts)
     listed = sum(concept.contribution for concept in concepts)
     target = ClassScore(index=281, name="tabby", logit=listed + 1.5, probability=0.75)
     explanation = Explanation(
@@ -150,6 +156,7 @@ def make_explanation(
         runtime="fake cpu float32",
         estimator="gradient",
         substitute=False,
+        parts=_make_parts_report(target.logit) if part_count else None,
     )
     return replace(explanation, **changes)
 
@@ -202,6 +209,38 @@ def _make_concept(index: int, grid: tuple[int, int], hot_cell: tuple[int, int]) 
             "input": ConceptMap(fine, colours=colours),
         },
     )
+
+
+def _make_parts(concept: ConceptScore, count: int) -> tuple[ConceptScore, ...]:
+    """Parts of a concept: horizontal slices of its blob, on a grid twice as fine."""
+    parts = []
+    for index in range(count):
+        fine = np.kron(concept.maps["activation"].values, np.ones((2, 2), np.float32))
+        fine[np.arange(len(fine)) * count // len(fine) != index] = 0
+        weight = concept.share / (index + 1)
+        maps: dict[MapKind, ConceptMap] = {
+            "activation": ConceptMap(fine),
+            "contribution": ConceptMap(fine * np.float32(weight)),
+        }
+        total = float(fine.sum())
+        parts.append(
+            ConceptScore(1000 + 10 * concept.id + index, "", total, float(fine.max()), total * weight, weight / 4, maps)
+        )
+    return tuple(parts)
+
+
+def _make_parts_report(logit: float) -> PartsReport:
+    report = FaithfulnessReport(
+        explained_logit=logit,
+        completeness_residual=0.375,
+        constant=0.25,
+        exactness="first_order",
+        exactness_reason="the head is not linear",
+        relative_error=0.375,
+        kl=0.125,
+        top1_agrees=True,
+    )
+    return PartsReport("earlier", 1.5, 0.25, report)
 
 
 @dataclass(frozen=True, slots=True)
