@@ -18,6 +18,7 @@ from concepts.estimators import Contributions
 from concepts.explanation import (
     ClassScore,
     ConceptMap,
+    ConceptScope,
     ConceptScore,
     Estimator,
     Exactness,
@@ -58,6 +59,7 @@ class Findings:
     head_form: str
     substitute: bool
     """Whether the reconstruction stands in for the activation."""
+    scope: ConceptScope
     relative_error: Tensor | None
     """``[B]``, as are the next three."""
     kl: Tensor | None
@@ -159,7 +161,7 @@ def explanation(
         bank_digest=bank.digest,
         predictions=tuple(class_score(spec, logits, probabilities, int(index)) for index in best),
         target=class_score(spec, logits, probabilities, target),
-        concepts=_concept_scores(bank, listed, row, options, abs(unexplained or 0.0)),
+        concepts=_concept_scores(spec, bank, listed, row, options, abs(unexplained or 0.0)),
         contributions_total=total,
         unexplained=unexplained,
         faithfulness=_report(listed, row, target, total, unexplained, options.estimator),
@@ -167,6 +169,7 @@ def explanation(
         runtime=runtime,
         estimator=options.estimator,
         substitute=found.substitute,
+        scope=found.scope,
     )
 
 
@@ -176,7 +179,7 @@ def class_score(spec: ModelSpec, logits: Tensor, probabilities: NDArray[np.float
 
 
 def _concept_scores(
-    bank: Bank, listed: Listed, row: int, options: ExplainOptions, unexplained: float
+    spec: ModelSpec, bank: Bank, listed: Listed, row: int, options: ExplainOptions, unexplained: float
 ) -> tuple[ConceptScore, ...]:
     ids, totals = listed.findings.codes.ids[row].tolist(), listed.findings.contributions.total[row].tolist()
     activations, peaks = listed.totals[row].tolist(), listed.peaks[row].tolist()
@@ -190,6 +193,8 @@ def _concept_scores(
             contribution=totals[slot],
             share=totals[slot] / whole if whole > 0 else 0.0,
             maps={kind: listed.maps[kind, row, slot] for kind in options.maps if (kind, row, slot) in listed.maps},
+            class_index=(owner := bank.concepts[ids[slot]].class_index),
+            class_name="" if owner is None else spec.class_names[owner],
         )
         for slot in listed.slots[row, : options.top_k].tolist()
         if ids[slot] != EMPTY
@@ -268,6 +273,7 @@ def _to_cpu(findings: Findings) -> Findings:
         constant=findings.constant.cpu(),
         head_form=findings.head_form,
         substitute=findings.substitute,
+        scope=findings.scope,
         relative_error=move(findings.relative_error),
         kl=move(findings.kl),
         top1_agrees=move(findings.top1_agrees),

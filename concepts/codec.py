@@ -50,6 +50,11 @@ class Codes(ABC):
     def maps(self, rows: Tensor, slots: Tensor) -> Tensor:
         """Values at every position of chosen (row, slot) pairs: two int64 ``[M]`` to ``[M, P]``."""
 
+    def slots_of(self, concepts: Tensor) -> Tensor:
+        """Return where concepts are, int64 ``[B, L]`` to ``[B, L]``; ``EMPTY`` where an image does not have one."""
+        found = (self.ids.unsqueeze(1) == concepts.unsqueeze(2)) & (concepts != EMPTY).unsqueeze(2)
+        return torch.where(found.any(2), found.long().argmax(2), EMPTY)
+
     def with_values(self: Self, values: Tensor) -> Self:
         """Return the same slots with other numbers."""
         return replace(self, values=values)
@@ -164,6 +169,8 @@ class Codec(Protocol):
     """Whether the reconstruction is meant to stand in for the activation, where the model is linear for each input."""
     differentiable: bool
     """Whether ``gradients`` is offered."""
+    homogeneous: bool
+    """Whether codes grow in proportion to the activation, so that ``Σ_pos ⟨∂z_k/∂a, a⟩ = Σ_pos z_k``."""
     offset: Tensor | None
     """``[C]``: what the reconstruction has at every position beside the components; it belongs to no concept."""
     per_class: bool
@@ -185,6 +192,10 @@ class Codec(Protocol):
 
     def classes(self) -> frozenset[int] | None:
         """Return the classes that have concepts; None where concepts belong to no class."""
+        ...
+
+    def together(self) -> Codec:
+        """Return a codec of the same concepts in which they belong to no class; itself where they do not anyway."""
         ...
 
     def encode(self, positions: Tensor, targets: Tensor) -> Codes:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from concepts import answers, estimators, input_maps, intervention, parts
 from concepts.answers import Findings
 from concepts.bank import Bank
-from concepts.codec import EMPTY, Codes
+from concepts.codec import EMPTY, Codec, Codes
 from concepts.cut import Cut
 from concepts.errors import (
     InvalidInput,
@@ -28,20 +28,24 @@ from concepts.errors import (
 )
 from concepts.explanation import (
     ConceptMap,
+    ConceptScope,
     EngineRequest,
     Estimator,
-    Exactness,
     ExplainOptions,
     Explanation,
     InputMapReport,
+    InputMethod,
     StageTimes,
 )
-from concepts.input_maps import Rooted
+from concepts.input_maps import InputMaps, Rooted
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
 from concepts.runtimes import Runtime, Trunk, open_trunk
 
 Answer = TypeVar("Answer", Explanation, Intervention)
+
+AT_ONCE = 1024
+"""Most concepts of all classes that are solved for together."""
 
 
 class BatchKey(NamedTuple):
@@ -49,7 +53,10 @@ class BatchKey(NamedTuple):
 
     estimator: Estimator
     substitute: bool
-    input_maps: bool
+    input_method: InputMethod | None
+    """None: no input maps."""
+    concepts: ConceptScope
+    """Normal form: ``target`` where both are the same."""
     parts: bool
 
 
@@ -66,10 +73,11 @@ class Memory(NamedTuple):
 class _Encoded(NamedTuple):
     """A batch after trunk, head and codes."""
 
+    codec: Codec
     x: Tensor
     """What the model takes."""
     rooted: Rooted | None
-    """The activation with its way back to the input, where maps on it are wanted."""
+    """The activation with its way back to the input, where gradients there are wanted."""
     a: Tensor
     """In the layer's layout."""
     logits: Tensor
@@ -147,17 +155,25 @@ class Engine:
             self.of_parts.warm_up(rows)
 
     @cached_property
-    def _exact_input_maps(self) -> tuple[Exactness, str]:
-        """Whether input maps add up to their activations, and why."""
-        if not self.codec.substitutes:
-            return "first_order", "the bank's codes have biases, which come from no pixel: gradient × input"
-        if not input_maps.is_linear(self.cut):
-            return "first_order", "the model up to the layer is not linear for each input: gradient × input"
-        return "exact", "the model up to the layer is linear for each input: the pixels add up to the activation"
+    def _linear_trunk(self) -> bool:
+        return input_maps.is_linear(self.cut)
+
+    @cached_property
+    def _together(self) -> Codec:
+        return self.codec.together()
+
+    def _codec(self, concepts: ConceptScope) -> Codec:
+        return self._together if concepts == "all" else self.codec
 
     def batch_key(self, options: ExplainOptions) -> BatchKey:
         """Return the key by which requests may share a batch."""
-        return BatchKey(options.estimator, self._substitute(options), "input" in options.maps, options.parts)
+        method = options.input_method if "input" in options.maps else None
+        scope = self.scope(options.concepts)
+        return BatchKey(options.estimator, self._substitute(options), method, scope, options.parts)
+
+    def scope(self, concepts: ConceptScope) -> ConceptScope:
+        """Return whose concepts explain: where they belong to no class there is no choice, and it is ``target``."""
+        return concepts if self.codec.per_class else "target"
 
     def _substitute(self, options: ExplainOptions) -> bool:
         if options.substitute is not None:
@@ -176,15 +192,10 @@ class Engine:
         """
         options = request.options
         if options.parts:
-            parts.check(self.bank)
-        if "input" in options.maps and not self.codec.differentiable:
-            raise UnsupportedOption(
-                f"input maps are not offered for banks of kind {self.bank.kind}: ask for activation maps, or use an SAE"
-            )
-        if options.colours and not (self.cut.dynamic and self.model.spec.preprocessing.inverse):
-            raise UnsupportedOption("only B-cos models, which see each colour beside its inverse, can be rendered so")
-        if options.colours and "input" not in options.maps:
-            raise UnsupportedOption("colours are those of input maps: ask for these, too")
+            parts.check(self.bank, self.scope(options.concepts))
+        self._check_scope(options.concepts)
+        colourful = self.cut.dynamic and self.model.spec.preprocessing.inverse
+        input_maps.check(options, self.bank.kind, differentiable=self.codec.differentiable, colourful=colourful)
         if options.estimator == "ablation" and "contribution" in options.maps:
             raise UnsupportedOption(
                 "ablation says nothing about positions: contribution maps go with gradient or integrated"
@@ -194,7 +205,7 @@ class Engine:
         if options.substitute and options.estimator != "gradient":
             raise UnsupportedOption("substitute goes with the gradient estimator")
         if request.target is not None:
-            self._check_target(request.target)
+            self._check_target(request.target, options.concepts)
 
     def explain(self, views: NDArray[np.uint8], requests: Sequence[EngineRequest]) -> list[Explanation | WhenceError]:
         """Explain a batch; each image's answer is what it would be alone.
@@ -215,21 +226,22 @@ class Engine:
         if len(keys) != 1:
             raise ValueError("requests of one batch must have the same batch_key")
         (key,) = keys
-        if key.input_maps and len(requests) > input_maps.ROWS:  # graphs of the trunk take much memory
+        if key.input_method is not None and len(requests) > input_maps.ROWS:  # graphs of the trunk take much memory
             first = self.explain(views[: input_maps.ROWS], requests[: input_maps.ROWS])
             return first + self.explain(views[input_maps.ROWS :], requests[input_maps.ROWS :])
         clock = _Stopwatch(self.model.device)
         options = [request.options for request in requests]
-        encoded = self._encode(views, [request.target for request in requests], clock, rooted=key.input_maps)
+        targets = [request.target for request in requests]
+        encoded = self._encode(views, targets, clock, key.concepts, key.input_method)
         findings = self._findings(encoded, key)
         slots = answers.chosen_slots(findings, options)
         maps = answers.layer_maps(findings, slots, options, self.cut.layout, views.shape[1:3])
         reports: Sequence[InputMapReport | None] = [None] * len(requests)
-        if encoded.rooted is not None:
-            more, reports = self._input_maps(encoded, encoded.rooted, slots, options)
+        if key.input_method is not None:
+            more, reports = self._input_maps(encoded, key.input_method, slots, options)
             maps |= more
         listed = answers.listed(findings, slots, maps, reports)
-        runtime = self.trunk.description if encoded.rooted is None else f"torch {self.model.device.type} float32"
+        runtime = self.trunk.description if key.input_method is None else f"torch {self.model.device.type} float32"
         explained = [
             error or answers.explanation(self.model.spec, self.bank, runtime, listed, row, request.options)
             for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
@@ -276,8 +288,9 @@ class Engine:
         UnsupportedOption
             If a concept belongs to another class than the target, or the bank has no concepts for the target.
         """
+        self._check_scope(request.concepts)
         if request.target is not None:
-            self._check_target(request.target)
+            self._check_target(request.target, request.concepts)
         intervention.check(self.bank, self.model.spec, request)
 
     def intervene(
@@ -290,7 +303,7 @@ class Engine:
         views
             As for ``explain``.
         requests
-            One an image, each accepted by ``check_intervention``.
+            One an image, each accepted by ``check_intervention``; all of the same ``scope``.
 
         Returns
         -------
@@ -298,10 +311,14 @@ class Engine:
             In the order of the images: the predictions before and after, or the error of that image alone.
         """
         clock = _Stopwatch(self.model.device)
-        encoded = self._encode(views, [request.target for request in requests], clock)
+        scopes = {self.scope(request.concepts) for request in requests}
+        if len(scopes) != 1:
+            raise ValueError("requests of one batch must have the same scope")
+        (scope,) = scopes
+        encoded = self._encode(views, [request.target for request in requests], clock, scope)
         with torch.no_grad():
             weights = intervention.weights(encoded.codes, requests, len(self.bank.concepts))
-            change = self.cut.unpositions(self.codec.combine(encoded.codes, weights)).to(encoded.a.dtype)
+            change = self.cut.unpositions(encoded.codec.combine(encoded.codes, weights)).to(encoded.a.dtype)
         # As the head was run before, so that a scale of one changes nothing at all.
         after, _ = self.cut.head_forward(encoded.a + change)
         before, after, targets = encoded.logits.cpu(), after.cpu(), encoded.targets.tolist()
@@ -315,27 +332,34 @@ class Engine:
         return _timed(answered, clock)
 
     def _encode(
-        self, views: NDArray[np.uint8], wanted: Sequence[int | None], clock: _Stopwatch, *, rooted: bool = False
+        self,
+        views: NDArray[np.uint8],
+        wanted: Sequence[int | None],
+        clock: _Stopwatch,
+        concepts: ConceptScope,
+        method: InputMethod | None = None,
     ) -> _Encoded:
         """Run trunk and head, settle the targets (None: the predicted class), and compute the codes."""
-        x = self.model.inputs(views)
-        root = input_maps.root(self.cut, x) if rooted else None
-        a = self.trunk(x) if root is None else root.a
+        x, codec = self.model.inputs(views), self._codec(concepts)
+        root = input_maps.root(self.cut, x) if method == "gradient" else None
+        # Maps on the input need PyTorch; the activations that they are compared with are its, too.
+        trunk = self.trunk if method is None else self.cut.trunk
+        a = trunk(x) if root is None else root.a
         clock.lap("trunk")
         logits, gradient_of = self.cut.head_forward(a)
-        targets, errors = self._targets(logits, wanted)
+        targets, errors = self._targets(logits, wanted, concepts)
         clock.lap("head")
         with torch.no_grad():
-            codes = self.codec.encode(self.cut.positions(a), targets)
+            codes = codec.encode(self.cut.positions(a), targets)
         clock.lap("codes")
-        return _Encoded(x, root, a, logits, gradient_of, targets, errors, codes)
+        return _Encoded(codec, x, root, a, logits, gradient_of, targets, errors, codes)
 
     def _findings(self, encoded: _Encoded, key: BatchKey) -> Findings:
         """Compute contributions and the report's numbers."""
         a, logits, targets, codes = encoded.a, encoded.logits, encoded.targets, encoded.codes
         gradient_of = encoded.gradient_of
-        cut, codec = self.cut, self.codec
-        components, reconstruction = self._reconstruct(a, codes)
+        cut, codec = self.cut, encoded.codec
+        components, reconstruction = self._reconstruct(encoded)
         explained, reconstructed, remainder = logits, None, None
         if reconstruction is not None and key.substitute:
             explained, gradient_of = cut.head_forward(reconstruction)
@@ -365,32 +389,29 @@ class Engine:
             constant=cut.facts.constant[targets],
             head_form=cut.facts.form,
             substitute=key.substitute,
+            scope=key.concepts,
             relative_error=None if reconstruction is None else _norm(a - reconstruction) / _norm(a).clamp_min(1e-12),
             kl=None if reconstructed is None else _kl(logits, reconstructed),
             top1_agrees=None if reconstructed is None else logits.argmax(1) == reconstructed.argmax(1),
             carried_share=carried,
         )
 
-    def _reconstruct(self, a: Tensor, codes: Codes) -> tuple[Tensor, Tensor | None]:
+    def _reconstruct(self, encoded: _Encoded) -> tuple[Tensor, Tensor | None]:
         """Return the sum of the components, and the reconstruction: it with the offset; None where there is none."""
-        if not self.codec.reconstructs:
+        a, codec = encoded.a, encoded.codec
+        if not codec.reconstructs:
             return torch.zeros_like(a), None
-        summed = self.codec.combine(codes)
+        summed = codec.combine(encoded.codes)
         components = self.cut.unpositions(summed).to(a.dtype)
-        if self.codec.offset is None:
+        if codec.offset is None:
             return components, components
-        return components, self.cut.unpositions(summed + self.codec.offset).to(a.dtype)
+        return components, self.cut.unpositions(summed + codec.offset).to(a.dtype)
 
     def _input_maps(
-        self, encoded: _Encoded, rooted: Rooted, slots: Tensor, options: Sequence[ExplainOptions]
+        self, encoded: _Encoded, method: InputMethod, slots: Tensor, options: Sequence[ExplainOptions]
     ) -> tuple[answers.Maps, list[InputMapReport | None]]:
         """Return the maps of the chosen slots ``[B, L]`` on the input, and how far to trust them."""
-        coloured = any(option.colours for option in options)
-        gradients_of = partial(self.codec.gradients, encoded.codes)
-        found = input_maps.input_maps(self.cut, rooted, encoded.x, slots, gradients_of, keep_gradients=coloured)
-        activations = encoded.codes.total().gather(1, slots)
-        residuals = ((found.values.sum((2, 3)) - activations).abs() / activations.abs().clamp_min(1e-12)).cpu()
-        residuals = residuals.masked_fill((encoded.codes.ids.gather(1, slots) == EMPTY).cpu(), 0.0)
+        found = self._pixels(encoded, method, slots, coloured=any(option.colours for option in options))
         values = found.values.cpu().numpy()
         maps: answers.Maps = {}
         for row, option in enumerate(options):
@@ -399,15 +420,52 @@ class Engine:
                 if option.colours and found.gradients is not None:
                     rendered = input_maps.colours(encoded.x[row], found.gradients[row, place])
                 maps["input", row, slot] = ConceptMap(values[row, place], None, rendered)
-        exactness, reason = self._exact_input_maps
-        return maps, [
-            InputMapReport(exactness, reason, float(residuals[row, : option.top_k].max()))
-            for row, option in enumerate(options)
+        return maps, self._input_reports(encoded, method, slots, options, found.values.sum((2, 3)))
+
+    def _pixels(self, encoded: _Encoded, method: InputMethod, slots: Tensor, *, coloured: bool) -> InputMaps:
+        cut, codec, x = self.cut, encoded.codec, encoded.x
+        if encoded.rooted is not None:
+            gradients_of = partial(codec.gradients, encoded.codes)
+            return input_maps.input_maps(cut, encoded.rooted, x, slots, gradients_of, keep_gradients=coloured)
+        smooth = method == "smoothgrad"
+        points = input_maps.smooth_points(x, self.model.spec.preprocessing) if smooth else input_maps.path_points(x)
+        ids = encoded.codes.ids.gather(1, slots)
+        return InputMaps(input_maps.mean_maps(cut, codec, x, encoded.targets, ids, points), None)
+
+    def _input_reports(
+        self,
+        encoded: _Encoded,
+        method: InputMethod,
+        slots: Tensor,
+        options: Sequence[ExplainOptions],
+        sums: Tensor,
+    ) -> list[InputMapReport | None]:
+        """Compare the sums of maps ``[B, L]`` with the activations."""
+        ids, activations = encoded.codes.ids.gather(1, slots), encoded.codes.total().gather(1, slots)
+
+        def largest(gaps: Tensor) -> list[float]:
+            relative = (gaps.abs() / activations.abs().clamp_min(1e-12)).masked_fill(ids == EMPTY, 0.0).cpu()
+            return [float(relative[row, : option.top_k].max()) for row, option in enumerate(options)]
+
+        residuals = largest(activations - sums)
+        completeness: Sequence[float | None] = [None] * len(options)
+        if method == "integrated":
+            at_zero = input_maps.activations_at_zero(self.cut, encoded.codec, encoded.x, encoded.targets, ids)
+            completeness = largest(activations - at_zero - sums)
+        homogeneous = encoded.codec.homogeneous
+        exactness, reason = input_maps.exactness(
+            method, homogeneous=homogeneous, linear=homogeneous and method == "gradient" and self._linear_trunk
+        )
+        return [
+            InputMapReport(exactness, reason, residual, method, complete)
+            for residual, complete in zip(residuals, completeness, strict=True)
         ]
 
-    def _targets(self, logits: Tensor, wanted: Sequence[int | None]) -> tuple[Tensor, list[WhenceError | None]]:
+    def _targets(
+        self, logits: Tensor, wanted: Sequence[int | None], concepts: ConceptScope
+    ) -> tuple[Tensor, list[WhenceError | None]]:
         """Return the class to speak of for each image; images that cannot be answered get any class and an error."""
-        classes = self.codec.classes()
+        classes = self._codec(concepts).classes()
         spare = 0 if classes is None else min(classes)
         predicted = logits.argmax(1).tolist()
         sound = torch.isfinite(logits).all(1).tolist()
@@ -420,15 +478,24 @@ class Engine:
                 error = NumericalFailure("the model answered this image with NaN or infinity")
             else:
                 try:
-                    self._check_target(target)
+                    self._check_target(target, concepts)
                 except WhenceError as refusal:
                     error = refusal
             targets.append(target if error is None else spare)
             errors.append(error)
         return torch.tensor(targets, device=logits.device), errors
 
-    def _check_target(self, target: int) -> None:
-        classes, names = self.codec.classes(), self.model.spec.class_names
+    def _check_scope(self, concepts: ConceptScope) -> None:
+        if self.scope(concepts) == "all" and len(self.bank.concepts) > AT_ONCE:
+            raise UnsupportedOption(
+                f"bank {self.bank.reference} has {len(self.bank.concepts)} concepts, and codes can be solved for "
+                f"{AT_ONCE} at once: ask for those of the target's class",
+                bank=self.bank.reference,
+            )
+
+    def _check_target(self, target: int, concepts: ConceptScope) -> None:
+        classes = None if concepts == "all" else self.codec.classes()
+        names = self.model.spec.class_names
         if not 0 <= target < len(names):
             raise UnknownClass(
                 f"model {self.model.spec.name!r} has classes 0 to {len(names) - 1}, not {target}",
@@ -438,7 +505,7 @@ class Engine:
             some = ", ".join(repr(names[c]) for c in sorted(classes)[:10])
             raise UnsupportedOption(
                 f"bank {self.bank.reference} has no concepts for class {names[target]!r}; it has for {some}"
-                f"{', …' if len(classes) > 10 else ''}",
+                f"{', …' if len(classes) > 10 else ''}; or ask for the concepts of all classes",
                 bank=self.bank.reference,
             )
 

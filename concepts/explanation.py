@@ -12,6 +12,8 @@ Order = Literal["contribution", "activation"]
 Estimator = Literal["gradient", "integrated", "ablation"]
 MapKind = Literal["activation", "contribution", "input"]
 MapSize = Literal["grid", "image"]
+InputMethod = Literal["gradient", "smoothgrad", "integrated"]
+ConceptScope = Literal["target", "all"]
 Exactness = Literal["exact", "first_order"]
 
 
@@ -35,6 +37,11 @@ class ExplainOptions:
     """Render input maps in the colours that the model looked for, too (B-cos models)."""
     parts: bool = False
     """List the parts of every listed concept, too (banks that have parts)."""
+    input_method: InputMethod = "gradient"
+    """How input maps are computed."""
+    concepts: ConceptScope = "target"
+    """Which explain: those of the target's class, or those of all classes together; for banks whose concepts belong to
+    no class both are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,9 @@ class ConceptScore:
     share: float
     """Contribution / (Σ |contribution| over all concepts + |unexplained|), in [−1, 1]."""
     maps: dict[MapKind, ConceptMap] = field(default_factory=dict)
+    class_index: int | None = None
+    """The class that it belongs to, where the bank holds concepts per class."""
+    class_name: str = ""
     parts: tuple[ConceptScore, ...] = ()
     """Its sub-concepts at an earlier layer, where asked for; their numbers are of that layer, and do not add up to
     these."""
@@ -90,6 +100,9 @@ class InputMapReport:
     reason: str
     residual: float
     """Largest |Σ pixels − activation| / activation of the listed concepts."""
+    method: InputMethod = "gradient"
+    completeness_residual: float | None = None
+    """Of integrated gradients: largest |activation − activation at the input that is zero − Σ pixels| / activation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,5 +180,7 @@ class Explanation:
     """E.g. ``torch cpu float32``."""
     estimator: Estimator
     substitute: bool
+    scope: ConceptScope = "target"
+    """Whose concepts explained; ``target``, too, where the bank's concepts belong to no class."""
     parts: PartsReport | None = None
     """Where parts were asked for, and the target's class has some."""

@@ -18,7 +18,7 @@ from concepts.answers import PREDICTIONS, UNTIMED, class_score
 from concepts.bank import Bank
 from concepts.codec import Codes
 from concepts.errors import InvalidInput, NumericalFailure, UnsupportedOption
-from concepts.explanation import ClassScore, StageTimes
+from concepts.explanation import ClassScore, ConceptScope, StageTimes
 from concepts.model import ModelSpec
 
 LARGEST_SCALE = 1000.0
@@ -33,6 +33,8 @@ class InterventionRequest:
     """Index of the class whose concepts are meant, where they belong to classes; None: the predicted class."""
     scales: Mapping[int, float] = field(default_factory=dict)
     """Factor for the codes of each concept."""
+    concepts: ConceptScope = "target"
+    """Whose codes are solved for, and may be scaled; as of ``ExplainOptions``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ def check(bank: Bank, spec: ModelSpec, request: InterventionRequest) -> None:
 
 def misplaced(bank: Bank, spec: ModelSpec, request: InterventionRequest, target: int) -> UnsupportedOption | None:
     """Return the refusal of concepts that belong to another class than the target, if there are any."""
+    if request.concepts == "all":
+        return None
     for concept_id in request.scales:
         owner = bank.concepts[concept_id].class_index
         if owner not in (None, target):
@@ -98,7 +102,7 @@ def misplaced(bank: Bank, spec: ModelSpec, request: InterventionRequest, target:
             whose = "the target" if request.target is not None else "the predicted class"
             return UnsupportedOption(
                 f"concept {concept_id} belongs to class {name!r}, not to {whose} {wanted!r}; set `target` to {name!r}, "
-                "and scale the concepts of one class at a time",
+                "and scale the concepts of one class at a time, or ask for the concepts of all classes",
                 bank=bank.reference,
                 concept=concept_id,
             )

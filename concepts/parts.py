@@ -11,22 +11,31 @@ from dataclasses import replace
 
 from concepts.bank import Bank
 from concepts.errors import UnsupportedOption
-from concepts.explanation import EngineRequest, ExplainOptions, Explanation, PartsReport
+from concepts.explanation import ConceptScope, EngineRequest, ExplainOptions, Explanation, PartsReport
 
 
-def check(bank: Bank) -> None:
-    """Refuse parts of a bank without any.
+def check(bank: Bank, scope: ConceptScope) -> None:
+    """Refuse parts where there are none.
+
+    Parameters
+    ----------
+    bank
+        That of the concepts.
+    scope
+        Whose concepts explain.
 
     Raises
     ------
     UnsupportedOption
-        If it has none.
+        If the bank has no parts, or the concepts of all classes explain.
     """
     if bank.parts is None:
         raise UnsupportedOption(
             f"bank {bank.reference} has no parts: train one with --parts-layer, or leave `parts` out",
             bank=bank.reference,
         )
+    if scope == "all":
+        raise UnsupportedOption("parts are those of the concepts of one class: leave `concepts` at the target's")
 
 
 def request(

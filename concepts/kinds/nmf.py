@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from concepts import nnls
 from concepts.codec import Codec, Codes, DenseCodes
@@ -37,7 +38,8 @@ class NmfCodec:
 
     reconstructs = True
     substitutes = False
-    differentiable = False
+    differentiable = True
+    homogeneous = True
     offset: Tensor | None = None
     needs_non_negative = True
 
@@ -79,6 +81,15 @@ class NmfCodec:
         """Return the classes that have concepts; None where concepts belong to no class."""
         return frozenset(self._owners) if self.per_class else None
 
+    def together(self) -> Codec:
+        """Return the codec of one dictionary of all concepts, on the same device."""
+        if not self.per_class:
+            return self
+        there = self._ids >= 0
+        dictionary = torch.empty_like(self._dictionaries[there])
+        dictionary[self._ids[there]] = self._dictionaries[there]
+        return NmfCodec(dictionary, [None] * len(dictionary)).to(dictionary.device)
+
     def encode(self, positions: Tensor, targets: Tensor) -> DenseCodes:
         """Solve ``min_{z ≥ 0} ‖a − zD‖²`` exactly at every position; see ``Codec.encode``.
 
@@ -107,16 +118,21 @@ class NmfCodec:
         return codes.with_values(codes.values * (gradient @ self._atoms(codes).mT))
 
     def gradients(self, codes: Codes, slots: Tensor) -> Tensor:
-        """Least-squares codes offer no gradients."""
-        raise NotImplementedError
+        """Return the slopes of the least-squares solutions on their active sets; see ``nnls.adjoint``."""
+        rows = self._dictionary_of(codes)
+        one_hot = functional.one_hot(slots, codes.ids.shape[1]).unsqueeze(1).expand(-1, codes.values.shape[1], -1, -1)
+        adjoint = nnls.adjoint(self._grams[rows], codes.values > 0, one_hot)
+        atoms = self._dictionaries[rows].double().unsqueeze(1)
+        return (adjoint @ atoms).transpose(1, 2).to(codes.values.dtype)
 
     def _atoms(self, codes: Codes) -> Tensor:
         """Return the dictionary of each image, ``[B, S, C]``, or the only one, ``[S, C]``."""
-        if len(self._dictionaries) == 1:
-            return self._dictionaries[0]
+        return self._dictionaries[0] if len(self._dictionaries) == 1 else self._dictionaries[self._dictionary_of(codes)]
+
+    def _dictionary_of(self, codes: Codes) -> Tensor:
+        """Return the row of each image's dictionary, int64 ``[B]``."""
         # The first slot of a row is never empty and tells the row: first concepts ascend from row to row.
-        rows = torch.searchsorted(self._ids[:, 0].contiguous(), codes.ids[:, 0].contiguous())
-        return self._dictionaries[rows]
+        return torch.searchsorted(self._ids[:, 0].contiguous(), codes.ids[:, 0].contiguous())
 
     def _rows(self, targets: Tensor) -> Tensor:
         if not self.per_class:

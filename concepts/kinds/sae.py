@@ -78,7 +78,7 @@ class SaeCodec:
         self._encoder, self._decoder, self._k = encoder, decoder, k
         self._encoder_bias, self._threshold, self.offset = encoder_bias, threshold, decoder_bias
         self._screen: Tensor | None = None
-        self.substitutes = encoder_bias is None and decoder_bias is None
+        self.substitutes = self.homogeneous = encoder_bias is None and decoder_bias is None
 
     def to(self, device: torch.device, *, screening: bool = False) -> Codec:
         """Return this codec, moved to a device; screening makes a second, smaller copy of the encoder."""
@@ -91,6 +91,10 @@ class SaeCodec:
 
     def classes(self) -> None:
         """Return None: latents belong to no class."""
+
+    def together(self) -> Codec:
+        """Return itself."""
+        return self
 
     def encode(self, positions: Tensor, targets: Tensor) -> SparseCodes:
         """Encode every position; targets do not matter. See ``Codec.encode``."""

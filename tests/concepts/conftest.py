@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from concepts import model as models
 from concepts.bank import Bank, Concept
 from concepts.model import Model, ModelSpec
+from concepts.preprocessing import Preprocessing
 from demo.cifar import CLASS_NAMES, PREPROCESSING
 from tests.data import real_data
 
@@ -35,6 +37,13 @@ WITHOUT_CONCEPTS = 9
 def model() -> Model:
     spec = ModelSpec("cifar-resnet20", "demo.cifar:resnet20", PREPROCESSING, CLASS_NAMES, "a" * 64)
     return models.build(spec, load_file(real_data() / "cifar10" / "resnet20.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def bcos() -> Model:
+    spec = ModelSpec("bcos", "bcos:cifar10_resnet20", Preprocessing(32, 32, inverse=True), CLASS_NAMES, "b" * 64)
+    spec = replace(spec, options={"num_classes": 10})
+    return models.build(spec, load_file(real_data() / "cifar10" / "bcos_resnet20.safetensors"))
 
 
 @pytest.fixture(scope="session")

@@ -429,6 +429,64 @@ def test_concepts_of_no_class_explain_every_class(model: Model, views: NDArray[n
             np.testing.assert_allclose(concept.maps["activation"].values, codes[concept.id], rtol=2e-3, atol=1e-3)
 
 
+def test_concepts_of_all_classes_compete(
+    model: Model, early_bank: Bank, early: Engine, views: NDArray[np.uint8]
+) -> None:
+    """Codes are scipy's on the concatenated dictionary; any class can be explained by them."""
+    free = replace(early_bank, concepts=tuple(replace(c, class_index=None) for c in early_bank.concepts))
+    reference = Reference(model, free)
+    for target in (2, WITHOUT_CONCEPTS):
+        (answer,) = explain(early, views[6:7], target, maps=MAPS, concepts="all")
+        a = reference.activation(views[6])
+        codes, (_, dictionary) = reference.codes(a, target), reference.dictionary(target)
+        size = float(np.abs(codes).max())
+        assert answer.scope == "all"
+        assert sorted(c.id for c in answer.concepts) == list(range(len(early_bank.concepts)))
+        for concept in answer.concepts:
+            values = concept.maps["activation"].values
+            np.testing.assert_allclose(values, codes[concept.id], rtol=2e-3, atol=1e-3 * size)
+            owner = early_bank.concepts[concept.id].class_index
+            assert owner is not None
+            assert (concept.class_index, concept.class_name) == (owner, model.spec.class_names[owner])
+        for concept in answer.concepts[:5]:
+            slope = reference.slope(a, reference.component(codes, dictionary, concept.id), target)
+            assert concept.contribution == pytest.approx(slope, rel=5e-3, abs=5e-3)
+        rebuilt = np.einsum("khw,kc->chw", codes, dictionary)
+        error = float((a[0] - torch.from_numpy(rebuilt)).norm() / a.norm())
+        assert answer.faithfulness.relative_error == pytest.approx(error, rel=1e-3)
+        if target != WITHOUT_CONCEPTS:
+            (own,) = explain(early, views[6:7], target)
+            assert own.scope == "target"
+            assert {c.class_index for c in own.concepts} == {target}
+            assert own.faithfulness.relative_error is not None
+            assert error < own.faithfulness.relative_error  # more atoms reconstruct more
+
+
+@pytest.mark.parametrize("estimator", ["gradient", "integrated", "ablation"])
+def test_concepts_of_all_classes_are_those_of_a_bank_without_classes(
+    model: Model, bank: Bank, engine: Engine, views: NDArray[np.uint8], estimator: str
+) -> None:
+    free = Engine(model, replace(bank, concepts=tuple(replace(c, class_index=None) for c in bank.concepts)))
+    expected = explain(free, views[:3], None, estimator=estimator)
+    for one, other in zip(explain(engine, views[:3], None, estimator=estimator, concepts="all"), expected, strict=True):
+        close(one, other)
+    # Where concepts belong to no class there is nothing to choose.
+    assert free.batch_key(options(concepts="all")) == free.batch_key(options())
+    assert explain(free, views[:1], None, concepts="all")[0].scope == "target"
+
+
+def test_too_many_concepts_are_not_solved_for_at_once(
+    bank: Bank, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = EngineRequest(WITHOUT_CONCEPTS, options(concepts="all"))
+    monkeypatch.setattr("concepts.engine.AT_ONCE", len(bank.concepts))
+    engine.check(everything)
+    monkeypatch.setattr("concepts.engine.AT_ONCE", len(bank.concepts) - 1)
+    engine.check(EngineRequest(0, options()))
+    with pytest.raises(UnsupportedOption, match="those of the target's class"):
+        engine.check(everything)
+
+
 def test_image_maps_are_the_grid_resized_without_a_shift(
     engine: Engine, model: Model, bank: Bank, views: NDArray[np.uint8]
 ) -> None:
@@ -522,8 +580,9 @@ def test_a_lower_precision_of_the_trunk_stays_near(model: Model, bank: Bank, vie
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"maps": ("input",)}, UnsupportedOption),
         ({"colours": True}, UnsupportedOption),
+        ({"input_method": "smoothgrad"}, UnsupportedOption),
+        ({"input_method": "integrated", "maps": ("activation",)}, UnsupportedOption),
         ({"estimator": "ablation", "maps": ("contribution",)}, UnsupportedOption),
         ({"estimator": "integrated", "substitute": True}, UnsupportedOption),
         ({"estimator": "ablation", "substitute": True}, UnsupportedOption),
@@ -539,6 +598,9 @@ def test_a_batch_shares_its_key(engine: Engine, views: NDArray[np.uint8]) -> Non
     assert key(options(top_k=3)) == key(options(order="activation", maps=MAPS))
     assert key(options(substitute=False)) == key(options(substitute=None)) != key(options(substitute=True))
     assert len({key(options(estimator=e)) for e in ("gradient", "integrated", "ablation")}) == 3
+    assert key(options(concepts="all")) != key(options())
+    methods = ("gradient", "smoothgrad", "integrated")
+    assert len({key(options(maps=("input",), input_method=method)) for method in methods} | {key(options())}) == 4
     with pytest.raises(ValueError, match="batch_key"):
         engine.explain(views[:2], [EngineRequest(), EngineRequest(options=options(substitute=True))])
 

@@ -57,6 +57,46 @@ def test_components_add_up_to_the_reconstruction_and_contributions_to_its_inner_
                 torch.testing.assert_close(components[slot, image], expected)
 
 
+def test_gradients_are_finite_differences_of_scipys_codes() -> None:
+    """Each image with the dictionary of its target; a slot that is empty or silent has no gradient."""
+    step = 1e-5
+    for nmf, owners in ((codec()[0], OWNERS), (NmfCodec(codec()[1], [None] * 7), [None] * 7)):
+        dictionary = codec()[1].double().numpy()
+        positions = torch.rand(3, 4, 10, generator=torch.Generator().manual_seed(2))
+        targets = torch.tensor([1, 7, 4])
+        codes = nmf.encode(positions, targets)
+        slots = torch.tensor([[1, 0, 2], [0, 3, 0], [3, 1, 0]])
+        found = nmf.gradients(codes, slots)
+        assert found.shape == (3, 3, 4, 10)
+        for image, target in enumerate(targets.tolist()):
+            owned = [k for k, owner in enumerate(owners) if owner in (target, None)]
+            for place in range(4):
+                a = positions[image, place].double().numpy()
+                moved = [
+                    [scipy.optimize.nnls(dictionary[owned].T, a + side * step * unit)[0] for side in (1, -1)]
+                    for unit in np.eye(10)
+                ]
+                slope = np.array([(up - down) / (2 * step) for up, down in moved])  # [C, K]
+                for chosen, slot in enumerate(slots[image].tolist()):
+                    expected = slope[:, slot] if slot < len(owned) else np.zeros(10)
+                    np.testing.assert_allclose(found[image, chosen, place], expected, rtol=1e-4, atol=1e-5)
+        along = (found * positions.unsqueeze(1)).sum((2, 3))  # codes grow in proportion to the activation
+        torch.testing.assert_close(along, codes.total().gather(1, slots), rtol=1e-4, atol=1e-5)
+
+
+def test_together_all_concepts_are_one_dictionary() -> None:
+    nmf, dictionary = codec()
+    together = nmf.together()
+    positions = torch.rand(2, 5, 10, generator=torch.Generator().manual_seed(3))
+    codes = together.encode(positions, torch.tensor([0, 9]))  # classes without concepts, too
+    assert isinstance(codes, DenseCodes)
+    assert (together.classes(), together.per_class, together.together()) == (None, False, together)
+    assert codes.ids.tolist() == [list(range(7))] * 2
+    for image, place in np.ndindex(2, 5):
+        expected = scipy.optimize.nnls(dictionary.double().numpy().T, positions[image, place].double().numpy())[0]
+        np.testing.assert_allclose(codes.values[image, place], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_ill_conditioned_dictionaries_keep_the_stated_tolerance() -> None:
     """Nearly equal atoms: rounding the right-hand sides to float32 would move the codes far."""
     torch.manual_seed(0)
@@ -107,6 +147,12 @@ def test_kinds_by_name() -> None:
             load_codec(kind, {"dictionary": dictionary}, [None, None])
     with pytest.raises(CorruptData, match="needs the tensor 'dictionary'"):
         load_codec("nmf", {}, [])
+
+
+def test_slots_by_concept() -> None:
+    codes = DenseCodes(torch.zeros(2, 1, 3), torch.tensor([[4, 2, -1], [2, 9, 7]]))
+    wanted = torch.tensor([[2, 4, -1, 7], [2, 4, -1, 7]])
+    assert codes.slots_of(wanted).tolist() == [[1, 0, -1, -1], [0, -1, -1, 2]]
 
 
 def test_codes_by_position() -> None:

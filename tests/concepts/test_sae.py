@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from concepts import input_maps
-from concepts import model as models
 from concepts.bank import Bank, Concept
 from concepts.codec import DenseCodes, SparseCodes, decode
 from concepts.cut import Cut
@@ -23,11 +20,8 @@ from concepts.errors import CorruptData, NumericalFailure, UnsupportedOption
 from concepts.explanation import EngineRequest, ExplainOptions, Explanation
 from concepts.kinds import load_codec
 from concepts.kinds.sae import SaeCodec
-from concepts.model import Model, ModelSpec
-from concepts.preprocessing import Preprocessing
+from concepts.model import Model
 from concepts.runtimes import Runtime, open_trunk
-from demo.cifar import CLASS_NAMES
-from tests.data import real_data
 
 ALL = 10_000
 """More concepts than any image has."""
@@ -174,13 +168,6 @@ def test_what_is_no_sae_bank_is_refused() -> None:
 
 
 # On networks
-
-
-@pytest.fixture(scope="module")
-def bcos() -> Model:
-    spec = ModelSpec("bcos", "bcos:cifar10_resnet20", Preprocessing(32, 32, inverse=True), CLASS_NAMES, "b" * 64)
-    spec = replace(spec, options={"num_classes": 10})
-    return models.build(spec, load_file(real_data() / "cifar10" / "bcos_resnet20.safetensors"))
 
 
 def bank_of(model: Model, layer: str, tensors: Tensors) -> Bank:
