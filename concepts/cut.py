@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -88,20 +88,23 @@ class Cut:
             valid = _nearest_valid(survey, layer)
             remedy = f"; nearest layers that can be cut: {', '.join(valid)}" if valid else ""
             raise InvalidCut(f"layer {layer!r} {problem}{remedy}", layer=layer)
-        activation = self.trunk(example)
-        self.layout = layout_of(activation, *example.shape[-2:])
+        self._look(self.trunk(example))
+
+    def _bind(self, module: nn.Module, layer: str, example: Tensor) -> None:
+        self._module, self._layer, self._target = module, layer, _find(module, layer)
+        self._examples = example
+        self._answers: dict[nn.Module, Any] = {}
+        self._gradients: dict[int, Tensor] = {}
+
+    def _look(self, activation: Tensor, form: HeadForm | None = None) -> None:
+        """Note what the activations ``[2, …]`` of the examples tell; the head's form is found out unless given."""
+        self.layout = layout_of(activation, *self._examples.shape[-2:])
         self.shape = tuple(activation.shape[1:])
         self.non_negative = bool((activation >= 0).all())
         self._nothing = torch.zeros_like(activation[:1])
         constant = _constant(self, self._nothing)
         self.n_classes = len(constant)
-        self.facts = HeadFacts(_head_form(self, activation, constant), constant)
-
-    def _bind(self, module: nn.Module, layer: str, example: Tensor) -> None:
-        self._module, self._layer, self._target = module, layer, _find(module, layer)
-        self._example = example[:1]
-        self._answers: dict[nn.Module, Any] = {}
-        self._gradients: dict[int, Tensor] = {}
+        self.facts = HeadFacts(form or _head_form(self, activation, constant), constant)
 
     @property
     def module(self) -> nn.Module:
@@ -116,7 +119,12 @@ class Cut:
     @property
     def example(self) -> Tensor:
         """One input of the model, ``[1, C, H, W]``."""
-        return self._example
+        return self._examples[:1]
+
+    @property
+    def examples(self) -> Tensor:
+        """Both inputs that the cut was checked with, ``[2, C, H, W]``."""
+        return self._examples
 
     def trunk(self, x: Tensor) -> Tensor:
         """Return g(x), the activation at the layer, without gradients.
@@ -131,14 +139,7 @@ class Cut:
 
     def trunk_with_gradients(self, x: Tensor) -> Tensor:
         """Return g(x) as a node of the autograd graph, for maps on the input; see ``trunk``."""
-        output = run_until(self._module, self._target, x)
-        if output is None:
-            raise InvalidCut(f"layer {self._layer!r} did not run for this input", layer=self._layer)
-        if not isinstance(output, Tensor):
-            raise InvalidCut(
-                f"layer {self._layer!r} answers with a {type(output).__name__}, not one tensor", layer=self._layer
-            )
-        return output
+        return _one_tensor(run_until(self._module, self._target, x), self._layer)
 
     def head(self, a: Tensor) -> Tensor:
         """Return h(a), the logits ``[N, n_classes]`` of N activations.
@@ -148,14 +149,26 @@ class Cut:
         a
             Activations ``[N, …]`` as ``trunk`` gives them; N is free. Never edited. Gradients flow where enabled.
         """
+        answers, x = self._begin(a)
+        with answering(answers), self._shortened():
+            logits: Tensor = self._module(x)
+        return logits
+
+    def head_until(self, a: Tensor, layer: str) -> Tensor:
+        """Return what a layer after this one answers, ``[N, …]``, and run no further; see ``head``."""
+        answers, x = self._begin(a)
+        with answering(answers), self._shortened():
+            output = run_until(self._module, _find(self._module, layer), x)
+        return _one_tensor(output, layer)
+
+    def _begin(self, a: Tensor) -> tuple[dict[nn.Module, Callable[[], Any]], Tensor]:
+        """Return what stands in for all up to the layer: ready answers, and an input that does not matter."""
         rows = len(a) if self._widened else 1
         answers: dict[nn.Module, Callable[[], Any]] = {
             module: partial(_widen, answer, rows) for module, answer in self._answers.items()
         }
-        # The clone keeps in-place operations of the head away from the caller's tensor.
-        with answering({**answers, self._target: a.clone}), self._shortened():
-            logits: Tensor = self._module(_widen(self._example, rows).clone())  # some models edit their input
-        return logits
+        # The clones keep in-place operations away from the caller's tensor, and from the example.
+        return {**answers, self._target: a.clone}, _widen(self.example, rows).clone()
 
     def _shortened(self) -> AbstractContextManager[Any]:
         """Return a context in which the model leaves out what the layer is computed from, if it knows how to."""
@@ -194,8 +207,34 @@ class Cut:
         """Return the logits now, and a function that returns the gradient for targets chosen after seeing them."""
         if self.facts.form == "affine":
             with torch.no_grad():
-                return self.head(a), self._affine_gradient
+                return self.head(a), self.affine_gradient
         return self._differentiated(a)
+
+    def affine_gradient(self, targets: Tensor) -> Tensor:
+        """Return the gradient of an affine head, which depends on the class alone: each is computed once.
+
+        Parameters
+        ----------
+        targets
+            Class indices, int64 ``[N]``.
+
+        Returns
+        -------
+        ``[N, …]``, as one image's activation each.
+        """
+        wanted = targets.tolist()
+        missing = [target for target in dict.fromkeys(wanted) if target not in self._gradients]
+        if len(self._gradients) + len(missing) > _GRADIENTS_KEPT:
+            self._gradients.clear()
+            missing = list(dict.fromkeys(wanted))
+        if missing:
+            nothing = self._nothing.expand(len(missing), *self._nothing.shape[1:])
+            _, gradient_of = self._differentiated(nothing)
+            found = gradient_of(torch.tensor(missing, device=nothing.device))
+            if found.ndim == 4:  # as activations lie: products of tensors that lie alike are several times faster
+                found = found.contiguous(memory_format=torch.channels_last)
+            self._gradients |= zip(missing, found.split(1), strict=True)
+        return torch.cat([self._gradients[target] for target in wanted])
 
     def without_gradient(self) -> InvalidCut:
         """Return the error of a head that cannot be differentiated."""
@@ -222,22 +261,6 @@ class Cut:
 
         return logits.detach(), gradient_of
 
-    def _affine_gradient(self, targets: Tensor) -> Tensor:
-        """Return the gradient of an affine head, which depends on the class alone: each is computed once."""
-        wanted = targets.tolist()
-        missing = [target for target in dict.fromkeys(wanted) if target not in self._gradients]
-        if len(self._gradients) + len(missing) > _GRADIENTS_KEPT:
-            self._gradients.clear()
-            missing = list(dict.fromkeys(wanted))
-        if missing:
-            nothing = self._nothing.expand(len(missing), *self._nothing.shape[1:])
-            _, gradient_of = self._differentiated(nothing)
-            found = gradient_of(torch.tensor(missing, device=nothing.device))
-            if found.ndim == 4:  # as activations lie: products of tensors that lie alike are several times faster
-                found = found.contiguous(memory_format=torch.channels_last)
-            self._gradients |= zip(missing, found.split(1), strict=True)
-        return torch.cat([self._gradients[target] for target in wanted])
-
 
 class CutLayer(NamedTuple):
     """A layer at which a model can be cut."""
@@ -257,11 +280,31 @@ class CutLayer(NamedTuple):
 def layers(module: nn.Module, example: Tensor) -> list[CutLayer]:
     """Return every layer at which a classifier can be cut, in running order; parameters as of ``Cut``."""
     survey = _Survey(module, example)
-    candidates = [name for name in survey.trace.order if _obstacle(survey, name) is None]
-    with torch.no_grad():
-        _, activations = outputs(module, candidates, example.clone())
     total = survey.flow.parameters if survey.flow is not None else sum(p.numel() for p in module.parameters())
     found: list[CutLayer] = []
+    for cut, a, form in _valid(survey, survey.trace.order):
+        after = survey.flow.parameters_after(cut.layer) if survey.flow is not None else 0
+        layout = layout_of(a, *example.shape[-2:])
+        found.append(CutLayer(cut.layer, layout, tuple(a.shape[1:]), bool((a >= 0).all()), form, total - after, after))
+    return found[::-1]
+
+
+def cuts_after(cut: Cut) -> list[Cut]:
+    """Return the cuts of the same classifier at all layers that end after a cut's layer, in running order."""
+    survey = _Survey(cut.module, cut.examples)
+    order = survey.trace.order
+    found: list[Cut] = []
+    for later, a, form in _valid(survey, order[order.index(cut.layer) + 1 :]):
+        later._look(a, form)
+        found.append(later)
+    return found[::-1]
+
+
+def _valid(survey: _Survey, names: Sequence[str]) -> Iterator[tuple[Cut, Tensor, HeadForm]]:
+    """Yield the cuts that are possible, the last first, with the activations of the examples and the head's form."""
+    candidates = [name for name in names if _obstacle(survey, name) is None]
+    with torch.no_grad():
+        _, activations = outputs(survey.module, candidates, survey.example.clone())
     form: HeadForm = "affine"
     for name in reversed(candidates):
         cut, a = _probe(survey, name), activations[name]
@@ -272,10 +315,7 @@ def layers(module: nn.Module, example: Tensor) -> list[CutLayer]:
                 form = _head_form(cut, a, _constant(cut, torch.zeros_like(a[:1])))
             except InvalidCut:
                 continue
-        after = survey.flow.parameters_after(name) if survey.flow is not None else 0
-        layout = layout_of(a, *example.shape[-2:])
-        found.append(CutLayer(name, layout, tuple(a.shape[1:]), bool((a >= 0).all()), form, total - after, after))
-    return found[::-1]
+        yield cut, a, form
 
 
 class _Survey:
@@ -296,6 +336,15 @@ def _widen(value: Any, rows: int) -> Any:
     """Let one image's tensor stand for that many rows, without a copy."""
     one = isinstance(value, Tensor) and value.ndim > 0 and len(value) == 1
     return value.expand(rows, *value.shape[1:]) if one and rows > 1 else value
+
+
+def _one_tensor(output: Any, layer: str) -> Tensor:
+    """Return a layer's answer, if it is one."""
+    if output is None:
+        raise InvalidCut(f"layer {layer!r} did not run for this input", layer=layer)
+    if not isinstance(output, Tensor):
+        raise InvalidCut(f"layer {layer!r} answers with a {type(output).__name__}, not one tensor", layer=layer)
+    return output
 
 
 def _find(module: nn.Module, layer: str) -> nn.Module:
@@ -405,9 +454,9 @@ def _head_form(cut: Cut, activation: Tensor, constant: Tensor) -> HeadForm:
     with torch.enable_grad(), cut.linearised():
         leaf = probes.detach().requires_grad_()
         mixed = cut.head(leaf).to(constant.dtype) @ mixture
-    if not mixed.requires_grad:
-        raise cut.without_gradient()
-    (gradient,) = torch.autograd.grad(mixed.sum(), leaf)
+        if not mixed.requires_grad:
+            raise cut.without_gradient()
+        (gradient,) = torch.autograd.grad(mixed.sum(), leaf)
     linear = (gradient * probes).flatten(1).sum(1)
     mixed = mixed.detach()
     scale = torch.maximum(mixed.abs(), (gradient * probes).flatten(1).abs().sum(1)).clamp_min(1e-6)

@@ -11,7 +11,7 @@ from torch import Tensor
 from concepts.codec import Codec
 from concepts.cut import Cut
 from offline import sobol
-from offline.passes import Explained, masked_targets
+from offline.passes import Explained, masked_target_logits
 
 
 @dataclass(frozen=True)
@@ -68,5 +68,5 @@ def total_indices(cut: Cut, codec: Codec, batch: Explained, n_designs: int) -> T
     slots = batch.codes.ids.shape[1]
     masks = sobol.designs(slots, n_designs).to(batch.a.device)
     rows = masks.flatten(0, 1).expand(len(batch.targets), -1, -1)
-    outputs, _ = masked_targets(cut, codec, batch.codes, rows, batch.targets)
+    outputs = masked_target_logits(cut, codec, batch.codes, rows, batch.targets)
     return sobol.jansen(outputs.view(-1, slots + 1, n_designs))

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from concepts.codec import Codec, Codes, decode
 from concepts.cut import Cut
+from concepts.mixtures import MixtureHead, mixture_head
 from concepts.model import Model
 from offline.images import ImageBatch, Stream
 
-_HEAD_ROWS = 256
-"""Masked activations in one pass of the head."""
+_ELEMENTS = 2**25
+"""Most numbers of masked activations held at a time: 128 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def explain(
             return
 
 
+@torch.no_grad()
 def masked_logits(cut: Cut, codec: Codec, codes: Codes, masks: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Run the head on reconstructions from masked codes, ``h(decode(mask ⊙ z))``.
 
@@ -124,14 +126,22 @@ def masked_logits(cut: Cut, codec: Codec, codes: Codes, masks: Tensor) -> Iterat
     logits : Tensor
         ``[rows, n_classes]``.
     """
-    images, count, slots = masks.shape
-    flat = masks.reshape(images * count, slots).to(codes.values.dtype)
-    owner = torch.arange(images, device=masks.device).repeat_interleave(count)
-    for start in range(0, len(flat), _HEAD_ROWS):
-        rows = slice(start, min(start + _HEAD_ROWS, len(flat)))
-        with torch.no_grad():
-            chosen = codes.rows(owner[rows])
-            yield rows, cut.head(cut.unpositions(decode(codec, chosen, flat[rows])))
+    head = mixture_head(cut)
+    for rows, values in _masked(head, cut, codec, codes, masks):
+        yield rows, head.logits(values)
+
+
+@torch.no_grad()
+def masked_target_logits(cut: Cut, codec: Codec, codes: Codes, masks: Tensor, targets: Tensor) -> Tensor:
+    """Return each image's target logit under each mask, float64 ``[R, M]``: less work than all of its logits.
+
+    See ``masked_logits``; targets int64 ``[R]``.
+    """
+    head, wanted = mixture_head(cut), targets.repeat_interleave(masks.shape[1])
+    found = [
+        head.target_logits(values, wanted[rows]).double() for rows, values in _masked(head, cut, codec, codes, masks)
+    ]
+    return torch.cat(found).view(masks.shape[:2])
 
 
 def masked_targets(cut: Cut, codec: Codec, codes: Codes, masks: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,6 +157,47 @@ def masked_targets(cut: Cut, codec: Codec, codes: Codes, masks: Tensor, targets:
         logit[rows] = logits.gather(1, wanted[rows].unsqueeze(1)).squeeze(1).double()
         kept[rows] = logits.argmax(1) == wanted[rows]
     return logit.view(images, count), kept.view(images, count)
+
+
+def _masked(head: MixtureHead, cut: Cut, codec: Codec, codes: Codes, masks: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the values of masked reconstructions, by rows of the (image, mask) pairs in order."""
+    images, count, slots = masks.shape
+    nothing = codes.values.new_zeros(1, cut.layout.positions, cut.layout.channels)
+    nothing = head.front(nothing if codec.offset is None else nothing + codec.offset)
+    if slots >= count:  # to mix components, each must be decoded: with fewer masks than slots that is more work
+        owner = torch.arange(images, device=masks.device).repeat_interleave(count)
+        weights = masks.reshape(images * count, slots).to(codes.values.dtype)
+        for rows in _slices(images * count, _ELEMENTS // (cut.layout.positions * cut.layout.channels)):
+            yield rows, head.front(decode(codec, codes.rows(owner[rows]), weights[rows]))
+        return
+    # Many images with all their masks, or some masks of one image.
+    wide = max(_ELEMENTS // nothing.numel(), 1)
+    for chosen in _slices(images, wide // count):
+        parts = _components(head, cut, codec, codes, chosen) - nothing
+        for some in _slices(count, wide):
+            mixed = torch.baddbmm(nothing.reshape(1, 1, -1), masks[chosen, some].to(parts.dtype), parts.flatten(2))
+            values = mixed.reshape(-1, *nothing.shape[1:])
+            first = chosen.start * count + some.start
+            yield slice(first, first + len(values)), values
+
+
+def _components(head: MixtureHead, cut: Cut, codec: Codec, codes: Codes, chosen: slice) -> Tensor:
+    """Return the values of every component of some images, each with the offset: ``[R, S, P', C']``."""
+    slots = codes.ids.shape[1]
+    owner = torch.arange(chosen.start, chosen.stop, device=codes.ids.device).repeat_interleave(slots)
+    one = torch.eye(slots, dtype=codes.values.dtype, device=codes.ids.device).repeat(chosen.stop - chosen.start, 1)
+    found = [
+        head.front(decode(codec, codes.rows(owner[rows]), one[rows]))
+        for rows in _slices(len(owner), _ELEMENTS // (cut.layout.positions * cut.layout.channels))
+    ]
+    values = torch.cat(found)
+    return values.reshape(-1, slots, *values.shape[1:])
+
+
+def _slices(count: int, width: int) -> Iterator[slice]:
+    """Cut a range into slices of a width, of one where that is none."""
+    for start in range(0, count, max(width, 1)):
+        yield slice(start, min(start + max(width, 1), count))
 
 
 def _take(targets: Iterable[int], left: dict[int, int]) -> list[int]:
