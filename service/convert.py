@@ -15,6 +15,7 @@ from concepts.errors import InvalidInput, UnknownClass, UnsupportedOption
 from concepts.explanation import (
     ClassScore,
     ConceptMap,
+    ConceptScope,
     ConceptScore,
     Estimator,
     Exactness,
@@ -22,6 +23,7 @@ from concepts.explanation import (
     Explanation,
     FaithfulnessReport,
     InputMapReport,
+    InputMethod,
     MapKind,
     MapSize,
     Order,
@@ -68,6 +70,17 @@ _ENCODINGS: Mapping[int, MapEncoding] = {
 _BYTES_A_PIXEL: Mapping[MapEncoding, int] = {"float16": 2, "float32": 4, "overlay": 3}
 """Pictures: as much as uncompressed."""
 _COLOUR_BYTES_A_PIXEL = 4
+_INPUT_METHODS: Mapping[int, InputMethod] = {
+    explanation_pb2.INPUT_METHOD_UNSPECIFIED: "gradient",
+    explanation_pb2.INPUT_METHOD_GRADIENT: "gradient",
+    explanation_pb2.INPUT_METHOD_SMOOTHGRAD: "smoothgrad",
+    explanation_pb2.INPUT_METHOD_INTEGRATED: "integrated",
+}
+_CONCEPT_SCOPES: Mapping[int, ConceptScope] = {
+    explanation_pb2.CONCEPT_SCOPE_UNSPECIFIED: "target",
+    explanation_pb2.CONCEPT_SCOPE_TARGET: "target",
+    explanation_pb2.CONCEPT_SCOPE_ALL: "all",
+}
 _EXACTNESSES: Mapping[Exactness, explanation_pb2.Exactness] = {
     "exact": explanation_pb2.EXACTNESS_EXACT,
     "first_order": explanation_pb2.EXACTNESS_FIRST_ORDER,
@@ -81,6 +94,15 @@ _MAP_KINDS_OUT: Mapping[MapKind, explanation_pb2.MapKind] = {
     "activation": explanation_pb2.MAP_KIND_ACTIVATION,
     "contribution": explanation_pb2.MAP_KIND_CONTRIBUTION,
     "input": explanation_pb2.MAP_KIND_INPUT,
+}
+_INPUT_METHODS_OUT: Mapping[InputMethod, explanation_pb2.InputMethod] = {
+    "gradient": explanation_pb2.INPUT_METHOD_GRADIENT,
+    "smoothgrad": explanation_pb2.INPUT_METHOD_SMOOTHGRAD,
+    "integrated": explanation_pb2.INPUT_METHOD_INTEGRATED,
+}
+_CONCEPT_SCOPES_OUT: Mapping[ConceptScope, explanation_pb2.ConceptScope] = {
+    "target": explanation_pb2.CONCEPT_SCOPE_TARGET,
+    "all": explanation_pb2.CONCEPT_SCOPE_ALL,
 }
 _BANK_KINDS: Mapping[str, bank_pb2.BankKind] = {
     "sae": bank_pb2.BANK_KIND_SAE,
@@ -116,6 +138,8 @@ def options_from(message: explanation_pb2.ExplainOptions, *, top_k_limit: int) -
         substitute=message.substitute if message.HasField("substitute") else None,
         colours=message.colours,
         parts=message.parts,
+        input_method=_meaning(_INPUT_METHODS, message.input_method, "input_method"),
+        concepts=_meaning(_CONCEPT_SCOPES, message.concepts, "concepts"),
     )
 
 
@@ -158,7 +182,7 @@ def intervention_from(
     Raises
     ------
     InvalidInput
-        If they are too many.
+        If they are too many, or the scope is unknown.
     UnknownClass
         If the model has no such target.
     """
@@ -166,7 +190,8 @@ def intervention_from(
         raise InvalidInput(
             f"scales must name at most {scales_limit} concepts, not {len(message.scales)}.", scales_limit=scales_limit
         )
-    return InterventionRequest(target_from(message.target, spec), dict(message.scales))
+    scope = _meaning(_CONCEPT_SCOPES, message.concepts, "concepts")
+    return InterventionRequest(target_from(message.target, spec), dict(message.scales), scope)
 
 
 def check_reply_size(
@@ -239,6 +264,7 @@ def explanation_to(
         runtime=explanation.runtime,
         estimator=_ESTIMATORS_OUT[explanation.estimator],
         substitute=explanation.substitute,
+        scope=_CONCEPT_SCOPES_OUT[explanation.scope],
         parts=None if explanation.parts is None else _parts_to(explanation.parts),
     )
 
@@ -345,6 +371,8 @@ def _score_to(score: ConceptScore, view: NDArray[np.uint8], encoding: MapEncodin
         contribution=score.contribution,
         share=score.share,
         maps=[_map_to(kind, values, view, encoding) for kind, values in score.maps.items()],
+        class_index=score.class_index,
+        class_name=score.class_name,
         parts=[_score_to(part, view, encoding) for part in score.parts],
     )
 
@@ -402,7 +430,11 @@ def _report_to(report: FaithfulnessReport) -> explanation_pb2.FaithfulnessReport
 
 def _input_report_to(report: InputMapReport) -> explanation_pb2.InputMapReport:
     return explanation_pb2.InputMapReport(
-        exactness=_EXACTNESSES[report.exactness], reason=report.reason, residual=report.residual
+        exactness=_EXACTNESSES[report.exactness],
+        reason=report.reason,
+        residual=report.residual,
+        method=_INPUT_METHODS_OUT[report.method],
+        completeness_residual=report.completeness_residual,
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from concepts.cut import Cut
 from concepts.engine import BatchKey, Engine, Memory
 from concepts.errors import DeadlineExceeded, InvalidModel, Unavailable, WhenceError
-from concepts.explanation import EngineRequest, Explanation
+from concepts.explanation import ConceptScope, EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
 from concepts.repository import BankVersion, Repository
@@ -74,8 +74,8 @@ class Explains(Protocol):
 class _BatchKey(NamedTuple):
     # The engine itself, not its name: a batch that waits keeps its engine when the store drops it.
     engine: Engine
-    options: BatchKey | None
-    """None: interventions, which all go together."""
+    options: BatchKey | ConceptScope
+    """Of explanations what their options share, of interventions whose concepts they scale."""
 
 
 class _SectionKey(NamedTuple):
@@ -179,7 +179,9 @@ class Explainer:
         InvalidInput, UnknownConcept
             If a scale cannot be meant, or the bank has no such concept.
         """
-        return await self._computed(job, lambda _engine: None, Engine.check_intervention, timeout_s)
+        return await self._computed(
+            job, lambda engine: engine.scope(job.request.concepts), Engine.check_intervention, timeout_s
+        )
 
     async def preload(self, references: Iterable[str] | None = None) -> None:
         """Load banks before they are asked for, all current ones by default; what cannot be loaded is logged."""
@@ -199,7 +201,7 @@ class Explainer:
     async def _computed(
         self,
         job: Job[Question],
-        options_of: Callable[[Engine], BatchKey | None],
+        options_of: Callable[[Engine], BatchKey | ConceptScope],
         check: Callable[[Engine, Question], None],
         timeout_s: float,
     ) -> Computed[Any]:
@@ -285,5 +287,7 @@ class Explainer:
     async def _run(self, key: _BatchKey, jobs: Sequence[Job[Any]]) -> Sequence[Any]:
         views = np.stack([job.view for job in jobs])
         requests = [job.request for job in jobs]
-        compute: Callable[..., list[Any]] = key.engine.intervene if key.options is None else key.engine.explain
+        compute: Callable[..., list[Any]] = (
+            key.engine.explain if isinstance(key.options, BatchKey) else key.engine.intervene
+        )
         return await self._in_thread(lambda: compute(views, requests))

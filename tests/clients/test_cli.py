@@ -79,6 +79,9 @@ def test_explain_passes_every_option_on(run: Run, photo: str, server: FakeServer
     assert [concept["id"] for concept in answer["concepts"]] == [0, 7]
     assert set(answer["concepts"][0]["maps"]) == {"activation", "contribution"}
     assert not sent.colours
+    run("explain", photo, "--bank", BANK, "--maps", "input", "--input-method", "integrated", "--concepts", "all")
+    sent = server.calls.pop().request.options
+    assert (sent.input_method, sent.concepts) == (3, 2)
     run("explain", photo, "--bank", BANK, "--target", "12")
     assert server.calls[1].request.target.index == 12
 
@@ -94,6 +97,18 @@ def test_explain_shows_input_maps_in_colours(run: Run, photo: str, server: FakeS
     answer = json.loads(run(*arguments, "--top-k", "1", "--json").stdout)
     assert np.shape(answer["concepts"][0]["maps"]["input"]["colours"]) == (28, 28, 4)
     assert answer["faithfulness"]["input_maps"]["exactness"] == "exact"
+
+
+def test_explain_says_whose_concepts_they_are(run: Run, photo: str, server: FakeServer) -> None:
+    record = make_explanation(scope="all")
+    concepts = tuple(replace(c, class_index=7, class_name=f"owner {c.id}") for c in record.concepts)
+    server.explain = lambda request: replace(record, concepts=concepts)
+    done = run("explain", photo, "--bank", BANK, "--concepts", "all")
+    assert done.exit_code == 0, done.output
+    for text in ("class", "owner 0", "owner 28", "Concepts of all classes explain"):
+        assert text in done.output
+    server.explain = lambda request: make_explanation()
+    assert "class" not in run("explain", photo, "--bank", BANK).output.replace("same class", "")
 
 
 def test_explain_says_which_logit_is_explained(run: Run, photo: str, server: FakeServer) -> None:
@@ -132,8 +147,9 @@ def test_intervene_passes_every_option_on(run: Run, photo: str, server: FakeServ
     assert set(answer) == set(whence.Intervention.__slots__)
     assert answer["scales"] == {"12": -0.1}
     assert [score["name"] for score in answer["after"]] == ["tiger cat", "tabby"]
-    run(*arguments, "--target", "12")
+    run(*arguments, "--target", "12", "--concepts", "all")
     assert server.calls[1].request.target.index == 12
+    assert server.calls[1].request.concepts == 2
 
 
 @pytest.mark.parametrize(
@@ -221,6 +237,8 @@ def test_every_class_of_failure_has_a_code_and_every_code_is_documented() -> Non
         (("explain", "/nowhere.jpg", "--bank", "b"), 2, "Cannot read /nowhere.jpg"),
         (("explain", "{photo}", "--bank", "b", "--maps", "heat"), 2, "'contribution'"),
         (("explain", "{photo}", "--bank", "b", "--colours"), 2, "maps='input'"),
+        (("explain", "{photo}", "--bank", "b", "--input-method", "smoothgrad"), 2, "maps='input'"),
+        (("explain", "{photo}", "--bank", "b", "--concepts", "none"), 2, "--concepts"),
         (("explain", "{photo}", "--bank", "b", "--save", "/nowhere/why.png"), 2, "Cannot write"),
         (("explain", "{photo}", "--bank", "b", "--save", "why.docx"), 2, "docx"),
         (("concept", BANK, "8"), 3, "no concept 8"),

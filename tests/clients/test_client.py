@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from numpy.typing import NDArray
 
 import whence
-from whence import _retry
+from whence import _requests, _retry
 from whence.testing import FakeServer, make_explanation, serve
 from whence.v1 import explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
@@ -80,6 +80,8 @@ def test_what_the_server_is_asked(server: FakeServer, client: whence.Client, ima
         maps=[explanation_pb2.MAP_KIND_ACTIVATION],
         map_size=explanation_pb2.MAP_SIZE_GRID,
         map_encoding=explanation_pb2.MAP_ENCODING_FLOAT16,
+        input_method=explanation_pb2.INPUT_METHOD_GRADIENT,
+        concepts=explanation_pb2.CONCEPT_SCOPE_TARGET,
     )
     client.explain(image, bank=BANK, target=np.int64(3), maps=())
     assert server.calls[1].request.target.index == 3
@@ -105,6 +107,17 @@ def test_input_maps_come_in_single_precision_and_in_colours_where_asked_for(
             assert (found.colours is not None) is colours
     without = client.explain(image, bank=BANK)
     assert without.faithfulness.input_maps is None
+
+
+@pytest.mark.parametrize("method", ["gradient", "smoothgrad", "integrated"])
+def test_input_maps_by_every_method(
+    method: Any, server: FakeServer, client: whence.Client, image: NDArray[np.uint8]
+) -> None:
+    report = client.explain(image, bank=BANK, maps="input", input_method=method).faithfulness.input_maps
+    (call,) = server.calls
+    assert call.request.options.input_method == _requests.INPUT_METHODS[method]
+    assert report is not None
+    assert report.method == method
 
 
 def test_all_calls_carry_the_application_and_a_token(server: FakeServer, image: NDArray[np.uint8]) -> None:
@@ -165,6 +178,10 @@ def test_the_inventory(server: FakeServer, client: whence.Client) -> None:
         ({"maps": ("heat",)}, "'input'"),
         ({"maps": ("activation",), "colours": True}, "maps='input'"),
         ({"map_size": "huge"}, "'grid'"),
+        ({"input_method": "smoothgrad"}, "maps='input'"),
+        ({"maps": "input", "input_method": "deeplift"}, "'smoothgrad'"),
+        ({"maps": "input", "input_method": "integrated", "colours": True}, "one gradient"),
+        ({"concepts": "some"}, "'target', 'all'"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"timeout_s": float("inf")}, "timeout_s"),
     ],

@@ -167,6 +167,8 @@ def test_whole_numbers_of_a_configuration_stay_whole() -> None:
         (explanation_pb2.Estimator.DESCRIPTOR, _requests.ESTIMATORS.values()),
         (explanation_pb2.MapKind.DESCRIPTOR, _requests.MAP_KINDS.values()),
         (explanation_pb2.MapSize.DESCRIPTOR, _requests.MAP_SIZES.values()),
+        (explanation_pb2.InputMethod.DESCRIPTOR, _requests.INPUT_METHODS.values()),
+        (explanation_pb2.ConceptScope.DESCRIPTOR, _requests.CONCEPT_SCOPES.values()),
         (explanation_pb2.Exactness.DESCRIPTOR, _answers.EXACTNESS),
         (bank_pb2.BankKind.DESCRIPTOR, _answers.BANK_KINDS),
     ],
@@ -219,6 +221,8 @@ def test_every_option_reaches_the_request() -> None:
         substitute=False,
         colours=True,
         parts=True,
+        input_method="gradient",
+        concepts="all",
     )
     assert question.bank == "m/l/n@ab"
     assert question.target == explanation_pb2.Target(name="tabby")
@@ -233,6 +237,8 @@ def test_every_option_reaches_the_request() -> None:
     assert options.map_encoding == explanation_pb2.MAP_ENCODING_FLOAT32
     assert options.colours is True
     assert options.parts is True
+    assert options.input_method == explanation_pb2.INPUT_METHOD_GRADIENT
+    assert options.concepts == explanation_pb2.CONCEPT_SCOPE_ALL
 
 
 @pytest.mark.parametrize("encoding", [explanation_pb2.MAP_ENCODING_FLOAT16, explanation_pb2.MAP_ENCODING_FLOAT32])

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 import whence
 from tests.data import real_data
-from whence import _images, _overlays
+from whence import _images, _overlays, _picture
 from whence.testing import make_explanation
 
 GREY = 120
@@ -244,6 +244,21 @@ def test_notebooks_get_a_picture_and_a_table() -> None:
     assert page.count("<tr>") == 1 + 5 + 2
     assert make_explanation()._repr_png_() is None
     assert "<img" not in make_explanation()._repr_html_()
+
+
+def test_names_say_their_class_where_all_classes_explain() -> None:
+    record = make_explanation()
+    owned = replace(record, concepts=tuple(replace(c, class_index=3, class_name="lynx") for c in record.concepts))
+    everything = replace(owned, scope="all")
+    assert "lynx" not in repr(owned)
+    assert "lynx: pointed ear" in repr(everything)
+    for explanation in (owned, everything):
+        page = explanation._repr_html_()
+        assert page.count("<td>lynx</td>") == len(record.concepts)
+        assert ("Concepts of all classes" in page) is (explanation is everything)
+    assert [name for name, _, _ in _picture._bars(everything)][:3] == [
+        "lynx: pointed ear (#0)", "lynx: striped fur (#7)", "lynx: concept 14",
+    ]  # fmt: skip
 
 
 def test_the_line_for_a_prompt() -> None:

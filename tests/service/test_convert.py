@@ -26,6 +26,15 @@ VIEW = np.zeros((20, 30, 3), np.uint8)
 BOX = Box(1, 2, 31, 22)
 
 
+ENUMS: dict[str, tuple[str, typing.Any]] = {
+    "exactness": ("exactness", explanation_pb2.Exactness),
+    "estimator": ("estimator", explanation_pb2.Estimator),
+    "method": ("input_method", explanation_pb2.InputMethod),
+    "scope": ("concept_scope", explanation_pb2.ConceptScope),
+}
+"""Of fields: what the names of their values begin with, and the enumeration."""
+
+
 def make(cls: type, numbers: typing.Iterator[int], within: type | None = None) -> typing.Any:
     """Fill every field of a record with a value of its own, so that mixed up fields show.
 
@@ -79,9 +88,9 @@ def compare(record: typing.Any, message: typing.Any, path: str = "") -> int:
         elif isinstance(value, tuple):
             assert len(value) == len(theirs), f"{path}.{name}"
             seen += sum(compare(one, other, f"{path}.{name}") for one, other in zip(value, theirs, strict=True))
-        elif name in ("exactness", "estimator"):
-            enum = {"exactness": explanation_pb2.Exactness, "estimator": explanation_pb2.Estimator}[name]
-            assert enum.Name(theirs) == f"{name}_{value}".upper()
+        elif name in ENUMS:
+            prefix, enum = ENUMS[name]
+            assert enum.Name(theirs) == f"{prefix}_{value}".upper()
             seen += 1
         else:
             assert value == theirs, f"{path}.{name}"
@@ -136,7 +145,8 @@ def test_every_field_of_an_intervention_arrives() -> None:
 
 def test_every_scale_arrives() -> None:
     request = service_pb2.InterveneRequest(scales={0: 0.0, 7: -1.5}, target=explanation_pb2.Target(name="dog"))
-    assert convert.intervention_from(request, SPEC, scales_limit=2) == InterventionRequest(1, {0: 0.0, 7: -1.5})
+    request.concepts = explanation_pb2.CONCEPT_SCOPE_ALL
+    assert convert.intervention_from(request, SPEC, scales_limit=2) == InterventionRequest(1, {0: 0.0, 7: -1.5}, "all")
     assert convert.intervention_from(service_pb2.InterveneRequest(), SPEC, scales_limit=2) == InterventionRequest()
     with pytest.raises(InvalidInput, match="at most 1"):
         convert.intervention_from(request, SPEC, scales_limit=1)
@@ -189,9 +199,13 @@ def test_every_option_arrives() -> None:
         substitute=False,
         colours=True,
         parts=True,
+        input_method=explanation_pb2.INPUT_METHOD_SMOOTHGRAD,
+        concepts=explanation_pb2.CONCEPT_SCOPE_ALL,
     )
     assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
-    expected = domain.ExplainOptions(3, "activation", "integrated", ("input", "activation"), "image", False, True, True)
+    expected = domain.ExplainOptions(
+        3, "activation", "integrated", ("input", "activation"), "image", False, True, True, "smoothgrad", "all"
+    )
     assert convert.options_from(message, top_k_limit=100) == expected
     assert convert.encoding_from(message) == "overlay"
 
@@ -201,6 +215,8 @@ def test_every_value_of_every_enumeration_has_a_meaning() -> None:
         ("order", explanation_pb2.Order),
         ("estimator", explanation_pb2.Estimator),
         ("map_size", explanation_pb2.MapSize),
+        ("input_method", explanation_pb2.InputMethod),
+        ("concepts", explanation_pb2.ConceptScope),
     ):
         for value in enum.values():
             convert.options_from(explanation_pb2.ExplainOptions(**{field: value}), top_k_limit=9)
@@ -222,6 +238,8 @@ def test_every_value_of_every_enumeration_has_a_meaning() -> None:
         {"maps": [99]},
         {"maps": [0]},
         {"map_size": 99},
+        {"input_method": 99},
+        {"concepts": 99},
     ],
 )
 def test_unknown_or_excessive_options_are_refused(fields: dict[str, typing.Any]) -> None:

@@ -165,7 +165,7 @@ RAW_NAN = image_pb2.RawImage(
         ({"options": explanation_pb2.ExplainOptions(top_k=0)}, "INVALID_ARGUMENT", "INVALID_INPUT"),
         ({"options": explanation_pb2.ExplainOptions(top_k=10**6)}, "INVALID_ARGUMENT", "INVALID_INPUT"),
         (
-            {"options": explanation_pb2.ExplainOptions(maps=[explanation_pb2.MAP_KIND_INPUT])},
+            {"options": explanation_pb2.ExplainOptions(input_method=explanation_pb2.INPUT_METHOD_SMOOTHGRAD)},
             "INVALID_ARGUMENT",
             "UNSUPPORTED_OPTION",
         ),

@@ -16,12 +16,14 @@ from whence._explanation import (
     Box,
     ClassScore,
     ConceptMap,
+    ConceptScope,
     ConceptScore,
     Estimator,
     Exactness,
     Explanation,
     FaithfulnessReport,
     InputMapReport,
+    InputMethod,
     MapKind,
     PartsReport,
     Timings,
@@ -46,6 +48,8 @@ BANK_KINDS: dict[int, BankKind] = {
     bank_pb2.BANK_KIND_SUBSPACE: "subspace",
 }
 ESTIMATORS = {number: cast(Estimator, name) for name, number in _requests.ESTIMATORS.items()}
+INPUT_METHODS = {number: cast(InputMethod, name) for name, number in _requests.INPUT_METHODS.items()}
+CONCEPT_SCOPES = {number: cast(ConceptScope, name) for name, number in _requests.CONCEPT_SCOPES.items()}
 MAP_KINDS = {number: cast(MapKind, name) for name, number in _requests.MAP_KINDS.items()}
 MAP_NUMBERS: dict[int, str] = {
     explanation_pb2.MAP_ENCODING_UNSPECIFIED: "<f2",
@@ -82,6 +86,7 @@ def explanation(message: explanation_pb2.Explanation, request_id: str, source: S
         runtime=message.runtime,
         estimator=ESTIMATORS.get(message.estimator, "gradient"),
         substitute=message.substitute,
+        scope=CONCEPT_SCOPES.get(message.scope, "target"),
         image=source,
         parts=_parts(message.parts) if message.HasField("parts") else None,
     )
@@ -176,6 +181,8 @@ def _concept_score(message: explanation_pb2.ConceptScore) -> ConceptScore:
         contribution=message.contribution,
         share=message.share,
         maps={MAP_KINDS[item.kind]: _concept_map(item) for item in message.maps if item.kind in MAP_KINDS},
+        class_index=_optional(message, "class_index"),
+        class_name=message.class_name,
         parts=tuple(map(_concept_score, message.parts)),
     )
 
@@ -245,7 +252,11 @@ def _faithfulness(message: explanation_pb2.FaithfulnessReport) -> FaithfulnessRe
 
 def _input_maps(message: explanation_pb2.InputMapReport) -> InputMapReport:
     return InputMapReport(
-        exactness=EXACTNESS.get(message.exactness, "first_order"), reason=message.reason, residual=message.residual
+        exactness=EXACTNESS.get(message.exactness, "first_order"),
+        reason=message.reason,
+        residual=message.residual,
+        method=INPUT_METHODS.get(message.method, "gradient"),
+        completeness_residual=_optional(message, "completeness_residual"),
     )
 
 

@@ -12,7 +12,7 @@ import grpc
 from whence import _answers, _images, _requests, _retry, _status
 from whence._channel import TLS, connect
 from whence._errors import FailedPrecondition, InvalidArgument, ResourceExhausted
-from whence._explanation import Estimator, Explanation, MapKind, MapSize, Order
+from whence._explanation import ConceptScope, Estimator, Explanation, InputMethod, MapKind, MapSize, Order
 from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
 from whence._stream import Outcome, Stream
@@ -113,6 +113,8 @@ class Client:
         substitute: bool | None = None,
         colours: bool = False,
         parts: bool = False,
+        input_method: InputMethod = "gradient",
+        concepts: ConceptScope = "target",
         timeout_s: float | None = None,
     ) -> Explanation:
         """Explain one image.
@@ -135,7 +137,7 @@ class Client:
             ``ablation`` (the logit's change when the concept is taken out).
         maps
             Which maps to return for every listed concept, one kind or more: ``activation``, ``contribution``, or
-            ``input`` (the part of every pixel in the activation; SAE banks); ``()`` for none.
+            ``input`` (the part of every pixel in the activation; SAE and NMF banks); ``()`` for none.
         map_size
             ``grid``: the layer's own; ``image``: the image as the model saw it, bilinear. Input maps always have the
             latter.
@@ -146,6 +148,12 @@ class Client:
         parts
             Return the parts of every listed concept, too: its sub-concepts at an earlier layer (banks trained with
             parts).
+        input_method
+            How input maps are computed: ``gradient`` (at the image), ``smoothgrad`` (mean of gradients at noisy copies)
+            or ``integrated`` (integrated gradients from the input that is zero); each times the input.
+        concepts
+            Where the bank holds concepts per class: those of the ``target``'s class, or those of ``all`` classes, which
+            then compete for the activation; the target may then be any class of the model.
         timeout_s
             How long to wait, in seconds, in place of the client's own.
 
@@ -165,6 +173,8 @@ class Client:
             substitute=substitute,
             colours=colours,
             parts=parts,
+            input_method=input_method,
+            concepts=concepts,
         )
         return self._explain(self._read(image), question, self._patience(timeout_s))
 
@@ -182,6 +192,8 @@ class Client:
         substitute: bool | None = None,
         colours: bool = False,
         parts: bool = False,
+        input_method: InputMethod = "gradient",
+        concepts: ConceptScope = "target",
         timeout_s: float | None = None,
         max_in_flight: int = 32,
         ordered: bool = True,
@@ -218,6 +230,8 @@ class Client:
             substitute=substitute,
             colours=colours,
             parts=parts,
+            input_method=input_method,
+            concepts=concepts,
         )
         if isinstance(images, (str, bytes, bytearray, os.PathLike)):
             raise InvalidArgument("images holds many: pass a list of images, or use explain for one.")
@@ -240,6 +254,7 @@ class Client:
         bank: str,
         scales: Mapping[_requests.Scalable, float],
         target: int | str | None = None,
+        concepts: ConceptScope = "target",
         timeout_s: float | None = None,
     ) -> Intervention:
         """Ask what the model would answer for one image if chosen concepts were weaker or stronger.
@@ -256,6 +271,8 @@ class Client:
         target
             Index or name of the class whose concepts are meant, where the bank holds concepts per class. Default: the
             predicted class.
+        concepts
+            As for `explain`: with ``all``, concepts of any class can be scaled.
         timeout_s
             How long to wait, in seconds, in place of the client's own.
 
@@ -264,7 +281,7 @@ class Client:
         WhenceError
             One of its subclasses, by what went wrong.
         """
-        what_if = _requests.what_if(bank=bank, scales=scales, target=target)
+        what_if = _requests.what_if(bank=bank, scales=scales, target=target, concepts=concepts)
         answer = self._ask(self._stub.Intervene, self._read(image), what_if, self._patience(timeout_s))
         return _answers.intervention(answer, answer.request_id, what_if.scales)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -16,9 +16,9 @@ from whence import _json
 from whence._channel import TLS
 from whence._client import Client
 from whence._errors import InvalidArgument
-from whence._explanation import Estimator, Explanation, MapKind, MapSize, Order
+from whence._explanation import ConceptScope, Estimator, Explanation, InputMethod, MapKind, MapSize, Order
 from whence._inventory import Concept
-from whence._words import all_lines, bank_version, class_name, explained_logit, intervention_lines, outline
+from whence._words import all_lines, bank_version, class_name, explained_logit, intervention_lines, table
 
 app = typer.Typer(
     help="Where a vision model's prediction came from, in concepts.",
@@ -68,6 +68,10 @@ def explain(
         bool, typer.Option("--colours", help="Render input maps in the colours that concepts looked for, too.")
     ] = False,
     parts: Annotated[bool, typer.Option("--parts", help="Show the parts of each concept, too.")] = False,
+    input_method: Annotated[InputMethod, typer.Option(help="How input maps are computed.")] = "gradient",
+    concepts: Annotated[
+        ConceptScope, typer.Option(help="Of the target's class, or of all classes (banks with concepts per class).")
+    ] = "target",
     save: Annotated[Path | None, typer.Option(help="Write a picture to this file.", show_default=False)] = None,
     address: _Address = _LOCAL,
     token: _Token = None,
@@ -91,6 +95,8 @@ def explain(
             substitute=substitute,
             colours=colours,
             parts=parts,
+            input_method=input_method,
+            concepts=concepts,
         )
     if save is not None:
         _write(lambda: explanation.save(save), save)
@@ -112,6 +118,9 @@ def intervene(
         str | None,
         typer.Option(help="Class whose concepts are meant, by index or name; else the predicted.", show_default=False),
     ] = None,
+    concepts: Annotated[
+        ConceptScope, typer.Option(help="Of the target's class, or of all classes (banks with concepts per class).")
+    ] = "target",
     address: _Address = _LOCAL,
     token: _Token = None,
     tls: _Tls = False,
@@ -121,7 +130,9 @@ def intervene(
 ) -> None:
     """Ask what the model would answer if chosen concepts were weaker or stronger."""
     with _client(address, token, tls, ca, timeout) as client:
-        intervention = client.intervene(image, bank=bank, scales=_scales(scales), target=_class(target))
+        intervention = client.intervene(
+            image, bank=bank, scales=_scales(scales), target=_class(target), concepts=concepts
+        )
     if json:
         typer.echo(_json.dumps(intervention))
         return
@@ -293,18 +304,8 @@ def _print_explanation(explanation: Explanation) -> None:
     for score in explanation.predictions:
         _say(f"{score.probability:7.1%}  {score.name or score.index}")
     target = explanation.target
-    rows: list[tuple[object, ...]] = [
-        (name, item.id, f"{item.activation:.4g}", f"{item.contribution:+.4g}", f"{item.share:+.1%}")
-        for name, item in outline(explanation.concepts)
-    ]
-    rows.append(("all other concepts", "", "", f"{explanation.unlisted:+.4g}", ""))
-    if explanation.unexplained is not None:
-        rows.append(("unexplained", "", "", f"{explanation.unexplained:+.4g}", ""))
     _say(f"why {target.name or target.index}: {explained_logit(explanation)}, by {bank_version(explanation)}")
-    _print_table(
-        ("concept", "id", "activation", "contribution", "share"),
-        rows,
-    )
+    _print_table(*table(explanation))
     for line in all_lines(explanation):
         _say(line)
 
@@ -313,7 +314,7 @@ def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _print_table(heads: tuple[str, ...], rows: list[tuple[Any, ...]], title: str = "") -> None:
+def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[Any, ...]], title: str = "") -> None:
     """A table; cells are plain text, whatever brackets a label may hold."""
     table = Table(title=Text(title) if title else None, title_justify="left")
     for place, head in enumerate(heads):

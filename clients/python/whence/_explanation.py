@@ -19,6 +19,8 @@ Order = Literal["contribution", "activation"]
 Estimator = Literal["gradient", "integrated", "ablation"]
 MapKind = Literal["activation", "contribution", "input"]
 MapSize = Literal["grid", "image"]
+InputMethod = Literal["gradient", "smoothgrad", "integrated"]
+ConceptScope = Literal["target", "all"]
 Exactness = Literal["exact", "first_order"]
 
 
@@ -84,6 +86,9 @@ class ConceptScore:
     share: float
     """Contribution / (Σ |contribution| over all concepts + |unexplained|), in [−1, 1]."""
     maps: Mapping[MapKind, ConceptMap] = field(default_factory=dict)
+    class_index: int | None = None
+    """The class that the concept belongs to, where the bank holds concepts per class."""
+    class_name: str = ""
     parts: tuple[ConceptScore, ...] = ()
     """Its sub-concepts at an earlier layer, where asked for, in the requested order. Their numbers are of that layer:
     they do not add up to this concept's."""
@@ -103,10 +108,15 @@ class InputMapReport:
     """How far the maps on the input can be trusted."""
 
     exactness: Exactness
-    """Whether the pixels add up to the activation, or are gradient × input."""
+    """Whether the pixels add up to the activation; else a first-order statement."""
     reason: str
     residual: float
     """Largest |Σ pixels − activation| / activation of the listed concepts."""
+    method: InputMethod = "gradient"
+    """How they were computed."""
+    completeness_residual: float | None = None
+    """Of integrated gradients: largest |activation − activation at the input that is zero − Σ pixels| / activation;
+    None for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +222,9 @@ class Explanation:
     """How the contributions were computed."""
     substitute: bool
     """Whether the head ran on the bank's reconstruction in place of the activation."""
+    scope: ConceptScope = "target"
+    """Whose concepts explain: the target's class's, or those of all classes together. ``target``, too, where the bank's
+    concepts belong to no class."""
     image: Source | None = field(default=None, compare=False)
     """The image as it was sent, for pictures."""
     parts: PartsReport | None = None

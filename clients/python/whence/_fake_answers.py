@@ -44,7 +44,10 @@ def asked_for(record: Explanation, options: explanation_pb2.ExplainOptions) -> E
         return replace(concept, maps=maps, parts=tuple(map(score, concept.parts)) if options.parts else ())
 
     concepts = tuple(map(score, record.concepts[: options.top_k]))
-    report = record.faithfulness if "input" in kinds else replace(record.faithfulness, input_maps=None)
+    input_maps = record.faithfulness.input_maps if "input" in kinds else None
+    if input_maps is not None:
+        input_maps = replace(input_maps, method=_answers.INPUT_METHODS.get(options.input_method, "gradient"))
+    report = replace(record.faithfulness, input_maps=input_maps)
     parts = record.parts if options.parts else None
     return replace(record, concepts=concepts, faithfulness=report, parts=parts)
 
@@ -67,6 +70,7 @@ def explanation(
         runtime=record.runtime,
         estimator=_requests.ESTIMATORS[record.estimator],
         substitute=record.substitute,
+        scope=_requests.CONCEPT_SCOPES[record.scope],
         parts=None if record.parts is None else _parts(record.parts),
     )
 
@@ -128,7 +132,10 @@ def concept(record: Concept, max_exemplars: int | None = None) -> service_pb2.Ge
 def _report(record: FaithfulnessReport) -> explanation_pb2.FaithfulnessReport:
     fields = asdict(record) | {"exactness": _EXACTNESS[record.exactness]}
     if record.input_maps is not None:
-        fields["input_maps"] |= {"exactness": _EXACTNESS[record.input_maps.exactness]}
+        fields["input_maps"] |= {
+            "exactness": _EXACTNESS[record.input_maps.exactness],
+            "method": _requests.INPUT_METHODS[record.input_maps.method],
+        }
     return explanation_pb2.FaithfulnessReport(**fields)
 
 
@@ -145,6 +152,8 @@ def _concept_score(record: ConceptScore, encoding: explanation_pb2.MapEncoding) 
         contribution=record.contribution,
         share=record.share,
         maps=[_map(kind, item, encoding) for kind, item in record.maps.items()],
+        class_index=record.class_index,
+        class_name=record.class_name,
         parts=[_concept_score(part, encoding) for part in record.parts],
     )
 

@@ -6,7 +6,7 @@ from base64 import b64encode
 from html import escape
 from typing import TYPE_CHECKING
 
-from whence._words import all_lines, bank_version, explained_logit, outline
+from whence._words import all_lines, bank_version, explained_logit, table
 
 if TYPE_CHECKING:
     from whence._explanation import Explanation
@@ -15,20 +15,8 @@ if TYPE_CHECKING:
 def render(explanation: Explanation, picture: bytes | None) -> str:
     """The picture (PNG bytes, if any), the concepts as a table, and the report."""
     target = explanation.target
-    rows = [
-        (
-            name,
-            str(concept.id),
-            f"{concept.activation:.4g}",
-            f"{concept.contribution:+.4g}",
-            f"{concept.share:+.1%}",
-        )
-        for name, concept in outline(explanation.concepts)
-    ]
-    rows.append(("not listed", "", "", f"{explanation.unlisted:+.4g}", ""))
-    if explanation.unexplained is not None:
-        rows.append(("unexplained", "", "", f"{explanation.unexplained:+.4g}", ""))
-    head = _row("th", ("concept", "id", "activation", "contribution", "share"))
+    heads, rows = table(explanation)
+    head = _row("th", heads)
     body = "".join(_row("td", row) for row in rows)
     image = f'<img alt="explanation" src="data:image/png;base64,{b64encode(picture).decode()}">' if picture else ""
     report = "".join(f"<li>{escape(line)}</li>" for line in all_lines(explanation))

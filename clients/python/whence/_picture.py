@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from whence._errors import InvalidArgument, missing_extra
 from whence._explanation import Box, ConceptMap, ConceptScore, Explanation, MapKind
 from whence._overlays import place
-from whence._words import all_lines, bank_version, explained_logit
+from whence._words import all_lines, bank_version, explained_logit, owner
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -146,7 +146,7 @@ def render(explanation: Explanation, *, file_type: str, kind: MapKind | None, ma
             len(heights) * rows, _OVERLAY_COLUMNS * max(parts, 1), height_ratios=heights * rows
         )
         _title_overlays(panels[1], concepts, chosen, explanation)
-        _draw_overlays(panels[1], grid, canvas, concepts, chosen)
+        _draw_overlays(panels[1], grid, canvas, concepts, chosen, explanation)
     _draw_bars(panels[len(widths) - 1].subplots(), bars, explanation)
     _draw_report(footer, report, explanation)
     file = io.BytesIO()
@@ -222,7 +222,12 @@ def _title_overlays(figure: SubFigure, concepts: list[ConceptScore], kind: MapKi
 
 
 def _draw_overlays(
-    figure: SubFigure, grid: GridSpec, canvas: _Canvas, concepts: list[ConceptScore], kind: MapKind
+    figure: SubFigure,
+    grid: GridSpec,
+    canvas: _Canvas,
+    concepts: list[ConceptScore],
+    kind: MapKind,
+    explanation: Explanation,
 ) -> None:
     """Draw concepts in rows; beneath each, where there are parts, a row of them."""
     parts = _widest(concepts)
@@ -234,7 +239,7 @@ def _draw_overlays(
             axes.set_axis_off()
             continue
         concept = concepts[number]
-        title = f"{_short(_named(concept), 26)}\n{_signed(concept.contribution)} logits"
+        title = f"{_short(_named(concept, explanation), 26)}\n{_signed(concept.contribution)} logits"
         _draw_overlay(axes, canvas, concept.maps[kind], kind, title)
         for index, part in enumerate(concept.parts[:parts]):
             if kind in part.maps:
@@ -302,7 +307,7 @@ def _outline(axes: Axes, canvas: _Canvas, strength: NDArray[np.float32]) -> None
 def _bars(explanation: Explanation) -> list[tuple[str, float, str]]:
     """Name, logits and colour of each bar; together they are the logit, as far as the report says."""
     bars = [
-        (_named(concept), concept.contribution, _POSITIVE if concept.contribution >= 0 else _NEGATIVE)
+        (_named(concept, explanation), concept.contribution, _POSITIVE if concept.contribution >= 0 else _NEGATIVE)
         for concept in explanation.concepts
     ]
     bars.append(("all other concepts", explanation.unlisted, _REST))
@@ -340,8 +345,9 @@ def _draw_report(figure: SubFigure, lines: list[str], explanation: Explanation) 
     figure.text(0.01, 0.98, "\n".join([head, *lines]), fontsize=9, va="top", linespacing=1.35, parse_math=False)
 
 
-def _named(concept: ConceptScore) -> str:
-    return f"{concept.label} (#{concept.id})" if concept.label else f"concept {concept.id}"
+def _named(concept: ConceptScore, explanation: Explanation) -> str:
+    name = f"{concept.label} (#{concept.id})" if concept.label else f"concept {concept.id}"
+    return f"{owner(concept, explanation)}{name}"
 
 
 def _signed(logits: float) -> str:

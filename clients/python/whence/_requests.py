@@ -13,7 +13,7 @@ from typing import TypeVar
 from google.protobuf.duration_pb2 import Duration
 
 from whence._errors import InvalidArgument
-from whence._explanation import ConceptScore, Estimator, MapKind, MapSize, Order
+from whence._explanation import ConceptScope, ConceptScore, Estimator, InputMethod, MapKind, MapSize, Order
 from whence._images import Source
 from whence._inventory import Concept
 from whence.v1 import explanation_pb2
@@ -39,6 +39,15 @@ MAP_KINDS: dict[str, explanation_pb2.MapKind] = {
 MAP_SIZES: dict[str, explanation_pb2.MapSize] = {
     "grid": explanation_pb2.MAP_SIZE_GRID,
     "image": explanation_pb2.MAP_SIZE_IMAGE,
+}
+INPUT_METHODS: dict[str, explanation_pb2.InputMethod] = {
+    "gradient": explanation_pb2.INPUT_METHOD_GRADIENT,
+    "smoothgrad": explanation_pb2.INPUT_METHOD_SMOOTHGRAD,
+    "integrated": explanation_pb2.INPUT_METHOD_INTEGRATED,
+}
+CONCEPT_SCOPES: dict[str, explanation_pb2.ConceptScope] = {
+    "target": explanation_pb2.CONCEPT_SCOPE_TARGET,
+    "all": explanation_pb2.CONCEPT_SCOPE_ALL,
 }
 
 _LARGEST_UINT32 = 2**32 - 1
@@ -76,6 +85,8 @@ def question(
     substitute: bool | None,
     colours: bool,
     parts: bool,
+    input_method: InputMethod,
+    concepts: ConceptScope,
 ) -> Question:
     """Check a caller's options.
 
@@ -87,6 +98,10 @@ def question(
     kinds = dict.fromkeys((maps,) if isinstance(maps, str) else maps)
     if colours and "input" not in kinds:
         raise InvalidArgument("colours are those of input maps: ask for maps='input', too.")
+    if input_method != "gradient" and "input" not in kinds:
+        raise InvalidArgument("input_method is that of input maps: ask for maps='input', too.")
+    if colours and input_method != "gradient":
+        raise InvalidArgument("colours are those of one gradient: leave input_method at 'gradient', or colours out.")
     options = explanation_pb2.ExplainOptions(
         top_k=uint32("top_k", top_k),
         order=_choice("order", ORDERS, order),
@@ -98,6 +113,8 @@ def question(
         substitute=substitute,
         colours=colours,
         parts=parts,
+        input_method=_choice("input_method", INPUT_METHODS, input_method),
+        concepts=_choice("concepts", CONCEPT_SCOPES, concepts),
     )
     return Question(reference(bank), _target(target), options)
 
@@ -109,6 +126,7 @@ class WhatIf:
     bank: str
     target: explanation_pb2.Target | None
     scales: dict[int, float]
+    concepts: explanation_pb2.ConceptScope
 
     def request(self, source: Source, request_id: str, remaining_s: float) -> service_pb2.InterveneRequest:
         """The request about one image."""
@@ -119,10 +137,11 @@ class WhatIf:
             scales=self.scales,
             deadline=duration(remaining_s),
             target=self.target,
+            concepts=self.concepts,
         )
 
 
-def what_if(*, bank: str, scales: Mapping[Scalable, float], target: int | str | None) -> WhatIf:
+def what_if(*, bank: str, scales: Mapping[Scalable, float], target: int | str | None, concepts: ConceptScope) -> WhatIf:
     """Check which concepts a caller would scale, and by how much.
 
     Raises
@@ -140,7 +159,7 @@ def what_if(*, bank: str, scales: Mapping[Scalable, float], target: int | str | 
         if concept_id in checked:
             raise InvalidArgument(f"scales names concept {concept_id} twice.")
         checked[concept_id] = float(scale)
-    return WhatIf(reference(bank), _target(target), checked)
+    return WhatIf(reference(bank), _target(target), checked, _choice("concepts", CONCEPT_SCOPES, concepts))
 
 
 def new_request_id() -> str:

@@ -15,7 +15,7 @@ _DIGEST_CHARACTERS = 12
 def one_line(explanation: Explanation) -> str:
     """What an explanation says, in a line."""
     shown = explanation.concepts[:3]
-    parts = [f"{concept.name} {concept.contribution:+.3g}" for concept in shown]
+    parts = [f"{owner(concept, explanation)}{concept.name} {concept.contribution:+.3g}" for concept in shown]
     if len(explanation.concepts) > len(shown):
         parts.append("…")
     target = explanation.target
@@ -23,6 +23,11 @@ def one_line(explanation: Explanation) -> str:
         f"Explanation({target.name or target.index}, p={target.probability:.3f}, {explained_logit(explanation)}; "
         f"{len(explanation.concepts)} concepts of {bank_version(explanation)}: {', '.join(parts) or 'none'})"
     )
+
+
+def owner(concept: ConceptScore, explanation: Explanation) -> str:
+    """The concept's class as the beginning of its name, where concepts of all classes explain."""
+    return f"{concept.class_name}: " if explanation.scope == "all" and concept.class_name else ""
 
 
 def explained_logit(explanation: Explanation) -> str:
@@ -81,6 +86,8 @@ def report_lines(report: FaithfulnessReport) -> list[str]:
 def all_lines(explanation: Explanation) -> list[str]:
     """The faithfulness report, and that of the parts where there are some, one statement a line."""
     lines = report_lines(explanation.faithfulness)
+    if explanation.scope == "all":
+        lines.insert(0, "Concepts of all classes explain: codes are of all of them together, and they compete.")
     if explanation.parts is None:
         return lines
     at = f"Parts, at {explanation.parts.layer}"
@@ -89,6 +96,20 @@ def all_lines(explanation: Explanation) -> list[str]:
         f"{at}, are a statement of their own: their contributions do not add up to those of the concepts.",
         *(f"{at}: {line[0].lower()}{line[1:]}" for line in report_lines(explanation.parts.faithfulness)),
     ]
+
+
+def table(explanation: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and rows of the contributions: concepts with their parts, and what else there is to the logit."""
+    classes = any(concept.class_name for concept in explanation.concepts)
+    heads = ("concept", *(("class",) if classes else ()), "id", "activation", "contribution", "share")
+    rows: list[tuple[str, ...]] = []
+    for name, item in outline(explanation.concepts):
+        numbers = (f"{item.activation:.4g}", f"{item.contribution:+.4g}", f"{item.share:+.1%}")
+        rows.append((name, *((item.class_name,) if classes else ()), str(item.id), *numbers))
+    rest = {"all other concepts": explanation.unlisted, "unexplained": explanation.unexplained}
+    empty = ("",) * (len(heads) - 3)
+    rows += [(name, *empty, f"{value:+.4g}", "") for name, value in rest.items() if value is not None]
+    return heads, rows
 
 
 def outline(concepts: Sequence[ConceptScore]) -> Iterator[tuple[str, ConceptScore]]:
@@ -131,4 +152,9 @@ def _input_map_statement(report: InputMapReport) -> str:
     reason = f" ({report.reason})" if report.reason else ""
     if report.exactness == "exact":
         return f"Input maps: exact to {report.residual:.1g} of the activation{reason}."
+    if report.completeness_residual is not None:
+        return (
+            "Input maps: first order, their sums off the activation less that at the input that is zero by up to "
+            f"{report.completeness_residual:.1%} of the activation{reason}."
+        )
     return f"Input maps: first order, their sums off by up to {report.residual:.0%} of the activation{reason}."
