@@ -152,17 +152,37 @@ def check(rows: Tensor, rank: int) -> None:
     NotTrainable
         If it cannot.
     """
-    size = min(rows.shape)
+    check_rank(len(rows), rows.shape[1], rank)
+    check_entries(rows)
+    if not bool(rows.any()):
+        raise NotTrainable("activations are all zero: nothing can be learned from them")
+
+
+def check_rank(count: int, channels: int, rank: int) -> None:
+    """Check that so many vectors can have so many concepts.
+
+    Raises
+    ------
+    NotTrainable
+        If they cannot.
+    """
+    size = min(count, channels)
     if rank < 1 or rank > size:
-        raise NotTrainable(
-            f"{rank} concepts do not fit {rows.shape[0]} vectors of {rows.shape[1]} channels: ask for 1 to {size}"
-        )
+        raise NotTrainable(f"{rank} concepts do not fit {count} vectors of {channels} channels: ask for 1 to {size}")
+
+
+def check_entries(rows: Tensor) -> None:
+    """Check that vectors are such as can be factorised.
+
+    Raises
+    ------
+    NotTrainable
+        If they are not.
+    """
     if not bool(torch.isfinite(rows).all()):
         raise NotTrainable("activations have NaN or infinite entries: check the model and its preprocessing")
     if bool((rows < 0).any()):
         raise NotTrainable("activations have negative entries, which no non-negative factorisation can make")
-    if not bool(rows.any()):
-        raise NotTrainable("activations are all zero: nothing can be learned from them")
 
 
 def _together(

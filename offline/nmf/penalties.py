@@ -33,11 +33,14 @@ class Penalties:
 
     def weigh(self, rows: Tensor) -> Weights:
         """Return the weights for matrices ``[B, N, C]``."""
-        length = rows.norm(dim=(1, 2))[:, None, None]
         counted = rows.any(2).sum(1)[:, None, None].clamp_min(1)
+        return self.weights(rows.norm(dim=(1, 2))[:, None, None], counted, rows.shape[2])
+
+    def weights(self, length: Tensor, counted: Tensor, channels: int) -> Weights:
+        """Return the weights, given ``‖A‖`` and how many rows are not zero."""
         return Weights(
             self.codes_l1 * length / counted.sqrt() if self.codes_l1 else None,
-            self.dictionary_l1 * length / rows.shape[2] ** 0.5 if self.dictionary_l1 else None,
+            self.dictionary_l1 * length / channels**0.5 if self.dictionary_l1 else None,
             self.l2,
         )
 
@@ -50,7 +53,14 @@ class Charge(NamedTuple):
     group: Tensor | None
     """For its length."""
     ridge: float
-    """For half its squared length, in units of its Gram matrix' diagonal."""
+    """For half its squared length, times that of the other factor."""
+
+    def total(self, sums: Tensor, lengths: Tensor, squares: Tensor) -> Tensor:
+        """Return what each component costs, given its sum and length, and the other factor's squared length."""
+        total = 0.5 * self.ridge * squares * lengths.square()
+        if self.lasso is not None:
+            total = total + self.lasso * sums
+        return total if self.group is None else total + self.group * lengths
 
 
 class Weights(NamedTuple):
@@ -68,19 +78,21 @@ class Weights(NamedTuple):
         """Return what W is charged, given Uᵀ, ``[B, K, N]``."""
         return Charge(_times(self.dictionary, U, 2), _times(self.codes, U, 1), self.l2)
 
+    def of_sums(self, sums: Tensor, lengths: Tensor) -> Charge:
+        """Return what W is charged, given the sums and the lengths of U's columns, ``[B, K, 1]``."""
+        return Charge(
+            None if self.dictionary is None else self.dictionary * lengths,
+            None if self.codes is None else self.codes * sums,
+            self.l2,
+        )
+
     def total(self, U: Tensor, W: Tensor) -> Tensor | float:
         """Return the penalties of Uᵀ and W, ``[B, 1, 1]``."""
-        total: Tensor | float = 0.0
         if self.codes is None and self.dictionary is None and not self.l2:
-            return total
-        lengths = [factor.norm(dim=2, keepdim=True) for factor in (U, W)]
-        if self.codes is not None:
-            total = total + self.codes * (U.abs().sum(2, keepdim=True) * lengths[1]).sum(1, keepdim=True)
-        if self.dictionary is not None:
-            total = total + self.dictionary * (W.abs().sum(2, keepdim=True) * lengths[0]).sum(1, keepdim=True)
-        if self.l2:
-            total = total + 0.5 * self.l2 * (lengths[0] * lengths[1]).square().sum(1, keepdim=True)
-        return total
+            return 0.0
+        lengths = U.norm(dim=2, keepdim=True)
+        squares = W.square().sum(2, keepdim=True)
+        return self.of_codes(W).total(U.sum(2, keepdim=True), lengths, squares).sum(1, keepdim=True)
 
     def select(self, which: Tensor) -> Weights:
         """Return those of chosen problems."""
