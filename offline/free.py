@@ -19,7 +19,7 @@ from offline.config import JudgingConfig
 from offline.encoders import Encoder, open_encoder
 from offline.exemplars import Excerpt
 from offline.gallery import Gallery, most_active
-from offline.images import shuffled
+from offline.images import fingerprint, shuffled
 from offline.judging import Consistency, judge
 from offline.progress import Reporter
 from offline.task import Task, open_task
@@ -117,14 +117,15 @@ def measure_free(task: Task[JudgingConfig], encoder: Encoder | None, codec: Code
     metrics: dict[str, Any] = {"mean": judgement.metrics(dictionary, labels)}
     statistics = judgement.statistics(labels)
     if looks is not None:
-        scores = looks.scores(most_active(judgement.active_images, concepts), config.seed)
-        metrics["mean"] |= _mean_consistency(scores, judgement.importance)
+        scores = looks.scores(most_active(judgement.activity.active_images, concepts), config.seed)
+        metrics["mean"] |= _mean_consistency(scores, judgement.size)
         for concept, score in scores.items():
             statistics[concept]["consistency"] = score
     measured = localise.localise_held_out(task, codec, concepts, keys, config.truth_images)
     metrics |= {} if measured is None else {"localisation": measured}
+    metrics["held_out_fingerprint"] = fingerprint(judgement.digests)
     task.report("judging", 1, 1)
-    return Measured(metrics, statistics, judgement.active_images)
+    return Measured(metrics, statistics, judgement.activity.active_images)
 
 
 def publish_free(

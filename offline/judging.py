@@ -1,7 +1,8 @@
-"""Judging a bank whose concepts belong to no class, on held-out images: sums over images, whatever their number."""
+"""Judging concepts on held-out images: sums over images, whatever their number."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,15 @@ from concepts.codec import EMPTY, Codec, Codes
 from concepts.cut import Cut
 from concepts.layout import Layout
 from offline.encoders import Encoder
-from offline.metrics import consistency, curves, dictionaries, fidelity, sparsity
+from offline.metrics import consistency, curves, dictionaries, fidelity, sparsity, usage
 from offline.metrics.reconstruction import ReconstructionError
 from offline.passes import Explained, masked_targets
 
 CURVE = 25
 """Concepts that are taken away or given back, of each image the ones that contribute most."""
+
+WHOLE = 100
+"""Most concepts of a bank of which all are taken away one by one: every step costs a pass of the head an image."""
 
 _IMAGES_A_CONCEPT = 16
 """Most images on which a concept's consistency is measured."""
@@ -33,9 +37,14 @@ class Judgement:
 
     concepts: int
     positions: int
-    images: int = 0
+    importance: Tensor | None = None
+    """What orders deletion and insertion of all of them, ``[K]``; None: each image's contributions do, and their mean
+    size is the importance."""
+    first: int = 0
+    """Id of the first concept; the others follow."""
     error: ReconstructionError = field(default_factory=ReconstructionError)
-    keys: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    """sha256 of what the model sees of each image, by key."""
     predicted: list[Tensor] = field(default_factory=list)
     reconstructed: list[Tensor] = field(default_factory=list)
     """What is predicted from the reconstruction."""
@@ -43,39 +52,45 @@ class Judgement:
     needed: list[Tensor] = field(default_factory=list)
     """Concepts for 80 % of the positive contribution, of each image."""
     kept: list[Tensor] = field(default_factory=list)
-    """Whether the target is predicted, under each mask, ``[R, 2 · (CURVE + 1)]``."""
+    """Whether the target is predicted without, and with only, the 0, 1, … concepts that contribute most,
+    ``[R, 2, steps + 1]``."""
+    kept_of_all: list[Tensor] = field(default_factory=list)
+    """Likewise in order of the importance, ``[R, 2, K + 1]``."""
     largest: list[Tensor] = field(default_factory=list)
     """The concept that contributes most, of each image; −1 where there is none."""
 
     def __post_init__(self) -> None:
-        self.active_images, self.active_positions, self.contribution, self.importance = torch.zeros(
-            4, self.concepts, dtype=torch.float64
-        )
+        self.activity = sparsity.Activity(self.concepts, self.positions)
+        self.contribution, self.size = torch.zeros(2, self.concepts, dtype=torch.float64)
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the images, in the order in which they were seen."""
+        return list(self.digests)
+
+    @property
+    def images(self) -> int:
+        """How many were seen."""
+        return len(self.digests)
 
     def add(self, cut: Cut, codec: Codec, batch: Explained) -> None:
         """Take in a batch."""
         with torch.no_grad():
             reconstructed = cut.head(batch.reconstruction)
-        self.images += len(batch.keys)
-        self.keys += batch.keys
+        for key, view in zip(batch.keys, batch.views, strict=True):
+            self.digests[key] = hashlib.sha256(view.tobytes()).hexdigest()
         self.predicted.append(batch.targets.cpu())
         self.reconstructed.append(reconstructed.argmax(1).cpu())
         self.kl.append(fidelity.kl_divergence(batch.logits, reconstructed).cpu())
         self.error.add(cut.positions(batch.a), cut.positions(batch.reconstruction))
-        self.kept.append(_kept(cut, codec, batch))
+        self._take_away(cut, codec, batch)
         self.needed.append(sparsity.concepts_for_share(batch.contributions.cpu()))
-        ids, contributions = batch.codes.ids.cpu(), batch.contributions.cpu().double()
-        best = contributions.masked_fill(ids == EMPTY, -torch.inf).argmax(1, keepdim=True)
-        self.largest.append(ids.gather(1, best).squeeze(1))
-        active = batch.codes.active().cpu()
+        ids, contributions = self._own(batch.codes.ids).cpu(), batch.contributions.cpu().double()
+        self.largest.append(usage.largest(contributions, ids))
+        self.activity.add(batch.codes.active().cpu(), ids)
         used = ids != EMPTY
-        for sums, values in (
-            (self.active_images, (active > 0).double()),
-            (self.active_positions, active.double()),
-            (self.contribution, contributions),
-            (self.importance, contributions.abs()),
-        ):
-            sums.index_add_(0, ids[used], values[used])
+        self.contribution.index_add_(0, ids[used], contributions[used])
+        self.size.index_add_(0, ids[used], contributions[used].abs())
 
     def metrics(self, dictionary: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Return the metrics by name (methods section 6); those that are not defined for these images are left out.
@@ -88,31 +103,27 @@ class Judgement:
             True classes of the images, int64 ``[N]``, or None where they are not known.
         """
         predicted, reconstructed = torch.cat(self.predicted), torch.cat(self.reconstructed)
-        deletion, insertion = torch.cat(self.kept).double().mean(0).split(CURVE + 1)
-        share = self.active_images / self.images
         known = {}
         if labels is not None:
-            known["accuracy"] = _share(predicted == labels)
-            known["accuracy_reconstructed"] = _share(reconstructed == labels)
-        active = float(self.active_positions.sum())
+            known["accuracy"] = fidelity.accuracy(predicted, labels)
+            known["accuracy_reconstructed"] = fidelity.accuracy(reconstructed, labels)
         found = {
             "images": float(self.images),
             "relative_error": self.error.relative_error(),
             "mse": self.error.mse(),
             "variance_explained": self.error.variance_explained(),
             "kl": float(torch.cat(self.kl).mean()),
-            "top1_agreement": _share(predicted == reconstructed),
+            "top1_agreement": fidelity.agreement(predicted, reconstructed),
             **known,
-            f"deletion_aopc_{CURVE}": curves.deletion_aopc(deletion),
-            f"insertion_auc_{CURVE}": curves.insertion_auc(insertion),
-            "gini": sparsity.gini(self.importance),
-            "code_density": active / (self.images * self.positions * self.concepts),
-            "l0_position": active / (self.images * self.positions),
-            "l0_image": float(self.active_images.sum()) / self.images,
+            **self._curves(),
+            "gini": sparsity.gini(self.size if self.importance is None else self.importance),
+            "code_density": self.activity.density(),
+            "l0_position": self.activity.l0_per_position(),
+            "l0_image": self.activity.l0_per_image(),
             "concepts_for_80": float(torch.cat(self.needed).double().mean()),
-            "alive_share": _share(share > 0),
-            "dead_share": _share(share == 0),
-            "always_on_share": _share(share > sparsity.ALWAYS_ON),
+            "alive_share": self.activity.alive_share(),
+            "dead_share": self.activity.dead_share(),
+            "always_on_share": self.activity.always_on_share(),
             "hoyer": dictionaries.hoyer(dictionary),
             "largest_cosine": dictionaries.largest_cosine(dictionary),
         }
@@ -121,21 +132,47 @@ class Judgement:
     def statistics(self, labels: Tensor | None) -> list[dict[str, float]]:
         """Return statistics of each concept; parameters as of ``metrics``."""
         largest = torch.cat(self.largest)
-        decided = torch.bincount(largest[largest != EMPTY], minlength=self.concepts).double()
-        columns = {
-            "active_share": self.active_images / self.images,
-            "contribution": self.contribution / self.images,
-            "importance": self.importance / self.images,
-            "prevalence": decided / self.images,
-        }
+        columns = {"active_share": self.activity.share()}
+        if self.importance is None:
+            columns |= {"contribution": self.contribution / self.images, "importance": self.size / self.images}
+        columns["prevalence"] = usage.prevalence(largest, self.concepts)
         if labels is not None:
-            right = (torch.cat(self.predicted) == labels) & (largest != EMPTY)
-            correct = torch.bincount(largest[right], minlength=self.concepts).double()
-            columns["reliability"] = correct / decided  # NaN where nothing was decided: left out below
+            correct = torch.cat(self.predicted) == labels
+            columns["reliability"] = usage.reliability(largest, correct, self.concepts)
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return [
             {name: value for name, value in zip(columns, row, strict=True) if not math.isnan(value)} for row in rows
         ]
+
+    def _own(self, ids: Tensor) -> Tensor:
+        """Return ids as counted from the first concept."""
+        return torch.where(ids == EMPTY, EMPTY, ids - self.first)
+
+    def _take_away(self, cut: Cut, codec: Codec, batch: Explained) -> None:
+        """Note what is predicted while concepts are taken away, and while they are given back."""
+        ids = self._own(batch.codes.ids)
+        steps = max(CURVE, self.concepts) if self._all_by_contribution() else CURVE
+        self.kept.append(_kept(cut, codec, batch, batch.contributions, steps))
+        if self.importance is not None:
+            order = self.importance.to(ids.device)[ids.clamp_min(0)]
+            self.kept_of_all.append(_kept(cut, codec, batch, order, self.concepts))
+
+    def _all_by_contribution(self) -> bool:
+        return self.importance is None and self.concepts <= WHOLE
+
+    def _curves(self) -> dict[str, float]:
+        """Return C-Deletion and C-Insertion, of all concepts and of those that contribute most."""
+        kept = torch.cat(self.kept).double().mean(0)
+        pairs = {f"_{CURVE}": kept[:, : CURVE + 1]}
+        if self.importance is not None:
+            pairs[""] = torch.cat(self.kept_of_all).double().mean(0)
+        elif self._all_by_contribution():
+            pairs[""] = kept[:, : self.concepts + 1]
+        found = {}
+        for which, (deletion, insertion) in pairs.items():
+            found[f"deletion_aopc{which}"] = curves.deletion_aopc(deletion)
+            found[f"insertion_auc{which}"] = curves.insertion_auc(insertion)
+        return found
 
 
 def judge(
@@ -162,20 +199,16 @@ def judge(
     return judgement
 
 
-def _kept(cut: Cut, codec: Codec, batch: Explained) -> Tensor:
-    """Return whether the target is predicted without, and with only, the 0 … 25 concepts that contribute most."""
+def _kept(cut: Cut, codec: Codec, batch: Explained, order: Tensor, steps: int) -> Tensor:
+    """Return whether the target is predicted without, and with only, the first 0, 1, … concepts of an order."""
     # Empty slots come last: how many there are depends on the other images of the batch.
-    order = batch.contributions.masked_fill(batch.codes.ids == EMPTY, -torch.inf)
-    rank = order.argsort(dim=1, descending=True, stable=True).argsort(1)
-    steps = torch.arange(CURVE + 1, device=rank.device).view(1, -1, 1)
-    deletion = (rank.unsqueeze(1) >= steps).double()
+    order = order.double().masked_fill(batch.codes.ids == EMPTY, -torch.inf)
+    needed = min(steps, order.shape[1])  # after which all are taken away, or given back
+    deletion = curves.deletion_masks(order, needed)
     masks = torch.cat([deletion, 1 - deletion], dim=1)
-    return masked_targets(cut, codec, batch.codes, masks, batch.targets)[1].cpu()
-
-
-def _share(chosen: Tensor) -> float:
-    """Return the share of true entries."""
-    return float(chosen.double().mean())
+    _, kept = masked_targets(cut, codec, batch.codes, masks, batch.targets)
+    kept = kept.cpu().unflatten(1, (2, -1))
+    return torch.cat([kept, kept[..., -1:].expand(-1, -1, steps - needed)], dim=2)
 
 
 class Consistency:

@@ -6,21 +6,22 @@ import torch
 from torch import Tensor
 
 
-def deletion_masks(importance: Tensor) -> Tensor:
-    """Return the weights of concepts when the 0, 1, … K most important are zeroed.
+def deletion_masks(order: Tensor, steps: int) -> Tensor:
+    """Return the weights of concepts when the 0, 1, … ``steps`` first ones are zeroed, image by image.
 
     Parameters
     ----------
-    importance
-        ``[K]``; ties go to the lower index.
+    order
+        What decides, largest first, ``[N, S]``; ties go to the lower index.
+    steps
+        With more than S the last masks zero everything.
 
     Returns
     -------
-    float64 ``[K + 1, K]``, 0 or 1. One minus it are the weights for insertion.
+    float64 ``[N, steps + 1, S]``, 0 or 1. One minus it are the weights for insertion.
     """
-    rank = torch.empty(len(importance), dtype=torch.int64)
-    rank[importance.cpu().argsort(descending=True, stable=True)] = torch.arange(len(importance))
-    return (rank.unsqueeze(0) >= torch.arange(len(importance) + 1).unsqueeze(1)).double()
+    rank = order.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return (rank.unsqueeze(1) >= torch.arange(steps + 1, device=rank.device).view(1, -1, 1)).double()
 
 
 def deletion_aopc(accuracies: Tensor) -> float:

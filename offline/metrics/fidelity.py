@@ -22,19 +22,25 @@ def kl_divergence(logits: Tensor, reconstructed: Tensor) -> Tensor:
     return functional.kl_div(q, p, reduction="none", log_target=True).sum(1).clamp_min(0.0)
 
 
-def agreement(logits: Tensor, reconstructed: Tensor) -> float:
-    """Return the share of images with the same most probable class, ``mean[argmax h(a) = argmax h(â)]``."""
-    return float((logits.argmax(1) == reconstructed.argmax(1)).double().mean())
+def agreement(predicted: Tensor, reconstructed: Tensor) -> float:
+    """Return the share of images with the same most probable class, ``mean[argmax h(a) = argmax h(â)]``.
+
+    Parameters
+    ----------
+    predicted, reconstructed
+        ``argmax h(a)`` and ``argmax h(â)``, int64 ``[N]``.
+    """
+    return float((predicted == reconstructed).double().mean())
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Return the share of images whose most probable class is the true one.
 
     Parameters
     ----------
-    logits
-        ``h(a)`` or ``h(â)``, ``[N, n_classes]``.
+    predicted
+        ``argmax h(a)`` or ``argmax h(â)``, int64 ``[N]``.
     labels
         True classes, int64 ``[N]``.
     """
-    return float((logits.argmax(1) == labels).double().mean())
+    return float((predicted == labels).double().mean())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
@@ -25,27 +27,55 @@ def gini(importance: Tensor) -> float:
     return float(((2 * k - len(x) - 1) * x).sum() / (len(x) * total)) if total > 0 else 0.0
 
 
-def density(active_positions: Tensor, positions: int) -> float:
-    """Return the share of non-zero codes over images, positions and concepts.
+@dataclass
+class Activity:
+    """On how many images, and at how many of P positions, each of K concepts is active; grows batch by batch."""
 
-    Parameters
-    ----------
-    active_positions
-        At how many positions each concept is active, ``[N, K]``.
-    positions
-        P.
-    """
-    return float(active_positions.double().mean() / positions)
+    concepts: int
+    positions: int
+    images: int = 0
+    active_images: Tensor = field(init=False)
+    """``[K]``."""
+    active_positions: Tensor = field(init=False)
+    """Over all images, ``[K]``."""
 
+    def __post_init__(self) -> None:
+        self.active_images, self.active_positions = torch.zeros(2, self.concepts, dtype=torch.float64)
 
-def l0_per_position(active_positions: Tensor, positions: int) -> float:
-    """Return the mean number of active concepts at a position, ``mean_{n,p} ‖z_np‖₀`` (FaCT); see ``density``."""
-    return float(active_positions.double().sum(1).mean() / positions)
+    def add(self, active: Tensor, ids: Tensor) -> None:
+        """Take in at how many positions concepts are active, ``[R, S]``, and which these are; −1: none, ``[R, S]``."""
+        used = ids >= 0
+        self.images += len(ids)
+        self.active_images.index_add_(0, ids[used], (active[used] > 0).double())
+        self.active_positions.index_add_(0, ids[used], active[used].double())
 
+    def share(self) -> Tensor:
+        """Return on which share of images each concept is active, float64 ``[K]``."""
+        return self.active_images / self.images
 
-def l0_per_image(active_positions: Tensor) -> float:
-    """Return the mean number of concepts active somewhere in an image; ``active_positions [N, K]``."""
-    return float((active_positions > 0).double().sum(1).mean())
+    def density(self) -> float:
+        """Return the share of non-zero codes over images, positions and concepts."""
+        return self.l0_per_position() / self.concepts
+
+    def l0_per_position(self) -> float:
+        """Return the mean number of active concepts at a position, ``mean_{n,p} ‖z_np‖₀`` (FaCT)."""
+        return float(self.active_positions.sum()) / (self.images * self.positions)
+
+    def l0_per_image(self) -> float:
+        """Return the mean number of concepts active somewhere in an image."""
+        return float(self.active_images.sum()) / self.images
+
+    def alive_share(self) -> float:
+        """Return the share of concepts that are active on any image."""
+        return float((self.active_images > 0).double().mean())
+
+    def dead_share(self) -> float:
+        """Return the share of concepts that are active on no image."""
+        return float((self.active_images == 0).double().mean())
+
+    def always_on_share(self) -> float:
+        """Return the share of concepts active on more than 85 % of images."""
+        return float((self.share() > ALWAYS_ON).double().mean())
 
 
 def concepts_for_share(contributions: Tensor, share: float = 0.8) -> Tensor:
@@ -68,18 +98,3 @@ def concepts_for_share(contributions: Tensor, share: float = 0.8) -> Tensor:
     # The slack keeps rounding from asking for one concept more than needed.
     needed = (reached < goal * (1 - 1e-12)).sum(1) + 1
     return torch.where(reached[:, -1] > 0, needed, 0)
-
-
-def active_share(active_positions: Tensor) -> Tensor:
-    """Return on which share of images each concept is active, ``[N, K]`` to float64 ``[K]``."""
-    return (active_positions > 0).double().mean(0)
-
-
-def alive_share(active_positions: Tensor) -> float:
-    """Return the share of concepts that are active on any image; ``active_positions [N, K]``."""
-    return float((active_share(active_positions) > 0).double().mean())
-
-
-def always_on_share(active_positions: Tensor) -> float:
-    """Return the share of concepts active on more than 85 % of images; ``active_positions [N, K]``."""
-    return float((active_share(active_positions) > ALWAYS_ON).double().mean())

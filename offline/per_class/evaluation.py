@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,11 +16,9 @@ from concepts.kinds.nmf import NmfCodec
 from offline import localise, passes
 from offline.config import JudgingConfig
 from offline.encoders import Encoder
-from offline.images import shuffled
-from offline.judging import Consistency
-from offline.metrics import curves, dictionaries, fidelity, sparsity, usage
-from offline.metrics.reconstruction import ReconstructionError
-from offline.passes import Explained, masked_targets
+from offline.images import fingerprint, shuffled
+from offline.judging import Consistency, Judgement
+from offline.passes import Explained
 from offline.task import Task
 
 
@@ -53,7 +52,7 @@ def codec_of(classes: Mapping[int, ClassConcepts], device: torch.device) -> Code
 
 
 def evaluate(task: Task[JudgingConfig], classes: Mapping[int, ClassConcepts], encoder: Encoder | None) -> Evaluation:
-    """Measure a bank on held-out images, class by predicted class.
+    """Measure a bank on held-out images that are predicted as classes that are wanted, class by class.
 
     Parameters
     ----------
@@ -68,25 +67,60 @@ def evaluate(task: Task[JudgingConfig], classes: Mapping[int, ClassConcepts], en
     task.report("evaluating", 0, 1)
     codec = codec_of(classes, task.model.device)
     keys = shuffled(task.held_out.keys, config.seed)
-    quota = dict.fromkeys(classes, config.held_out_per_class)
+    quota = {target: config.held_out_per_class for target in task.classes() if target in classes}
     explained = passes.explain(task.model, task.cut, codec, task.stream(task.held_out, keys), quota)
-    order = {target: concepts.importance for target, concepts in classes.items()}
     looks = None if encoder is None else Consistency(encoder, task.cut.layout, config.encoder_images)
-    evidence = collect(task.cut, codec, explained, order, looks)
+    judged = judge_classes(task.cut, codec, explained, classes, looks)
     metrics = {names[target]: dict(concepts.metrics) for target, concepts in classes.items()}
     statistics = {}
-    for target, seen in evidence.items():
-        labels = task.labels(task.held_out, seen.keys)
-        metrics[names[target]] |= class_metrics(seen, order[target], classes[target].dictionary, labels)
-        statistics[target] = concept_statistics(seen, labels)
-    if looks is not None and evidence:
+    for target, judgement in judged.items():
+        labels = task.labels(task.held_out, judgement.keys)
+        metrics[names[target]] |= judgement.metrics(classes[target].dictionary, labels)
+        statistics[target] = judgement.statistics(labels)
+    if looks is not None and judged:
         _add_consistency(looks, classes, names, metrics, statistics, config.seed)
     result: dict[str, Any] = {"mean": mean_metrics(metrics.values()), "classes": metrics}
     count = sum(len(concepts.dictionary) for concepts in classes.values())
     measured = localise.localise_held_out(task, codec, count, keys, config.truth_images)
     result |= {} if measured is None else {"localisation": measured}
+    seen = {key: digest for judgement in judged.values() for key, digest in judgement.digests.items()}
+    result["held_out_fingerprint"] = fingerprint(seen)
     task.report("evaluating", 1, 1)
     return Evaluation(result, statistics)
+
+
+def judge_classes(
+    cut: Cut,
+    codec: Codec,
+    images: Iterable[Explained],
+    classes: Mapping[int, ClassConcepts],
+    looks: Consistency | None = None,
+) -> dict[int, Judgement]:
+    """Look at held-out images, class by predicted class.
+
+    Parameters
+    ----------
+    cut, codec
+        Where the model is cut, and the bank's codec.
+    images
+        Explained batches.
+    classes
+        As of ``evaluate``.
+    looks
+        Sees the images, too.
+    """
+    sizes = [len(concepts.dictionary) for concepts in classes.values()]
+    firsts = dict(zip(classes, accumulate(sizes, initial=0), strict=False))
+    found: dict[int, Judgement] = {}
+    for batch in images:
+        if looks is not None:
+            looks.add(batch)
+        for target in batch.targets.unique().tolist():
+            importance = classes[target].importance
+            if target not in found:
+                found[target] = Judgement(len(importance), cut.layout.positions, importance, firsts[target])
+            found[target].add(cut, codec, _rows(batch, batch.targets == target))
+    return found
 
 
 def _add_consistency(
@@ -108,148 +142,27 @@ def _add_consistency(
             metrics[names[target]]["consistency"] = sum(scores.values()) / len(scores)
 
 
-@dataclass
-class Evidence:
-    """What was seen on the held-out images of one class; N images, K concepts. Grows batch by batch."""
-
-    concepts: int
-    positions: int
-    error: ReconstructionError = field(default_factory=ReconstructionError)
-    keys: list[str] = field(default_factory=list)
-    rows: dict[str, list[Tensor]] = field(default_factory=dict)
-
-    def add(self, **values: Tensor) -> None:
-        """Take in tensors ``[R, …]`` by name."""
-        for name, value in values.items():
-            self.rows.setdefault(name, []).append(value.cpu())
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return all rows of a name, ``[N, …]``."""
-        return torch.cat(self.rows[name])
-
-
-def collect(
-    cut: Cut,
-    codec: Codec,
-    images: Iterable[Explained],
-    importance: Mapping[int, Tensor],
-    looks: Consistency | None = None,
-) -> dict[int, Evidence]:
-    """Look at held-out images, class by predicted class.
-
-    Parameters
-    ----------
-    cut, codec
-        Where the model is cut, and the bank's codec.
-    images
-        Explained batches.
-    importance
-        Of each class's concepts, ``[K]``: the order of deletion and insertion.
-    looks
-        Sees the images, too.
-    """
-    found: dict[int, Evidence] = {}
-    for batch in images:
-        if looks is not None:
-            looks.add(batch)
-        with torch.no_grad():
-            reconstructed = cut.head(batch.reconstruction)
-        reconstruction = cut.positions(batch.reconstruction)
-        deletion = _deletion_masks(batch, importance)
-        # Empty slots have no code, so that inserting them changes nothing.
-        masks = torch.cat([deletion, 1 - deletion], dim=1)
-        _, kept = masked_targets(cut, codec, batch.codes, masks, batch.targets)
-        active = batch.codes.active()
-        positions = cut.positions(batch.a)
-        for target in batch.targets.unique().tolist():
-            rows = (batch.targets == target).nonzero().squeeze(1)
-            k = len(importance[target])
-            evidence = found.setdefault(target, Evidence(k, positions.shape[1]))
-            evidence.keys += [batch.keys[row] for row in rows.tolist()]
-            evidence.error.add(positions[rows], reconstruction[rows])
-            evidence.add(
-                logits=batch.logits[rows],
-                reconstructed=reconstructed[rows],
-                contributions=batch.contributions[rows, :k],
-                active=active[rows, :k],
-                deletion=kept[rows, : k + 1],
-                insertion=kept[rows, deletion.shape[1] : deletion.shape[1] + k + 1],
-            )
-    return found
-
-
-def class_metrics(
-    evidence: Evidence, importance: Tensor, dictionary: Tensor, labels: Tensor | None
-) -> dict[str, float]:
-    """Return the metrics of one class's concepts by name (methods section 6).
-
-    Parameters
-    ----------
-    evidence
-        From ``collect``.
-    importance
-        ``[K]``.
-    dictionary
-        ``[K, C]``.
-    labels
-        True classes of the images, int64 ``[N]``, or None where they are not known.
-    """
-    logits, reconstructed, active = evidence["logits"], evidence["reconstructed"], evidence["active"]
-    known = {}
-    if labels is not None:
-        known["accuracy"] = fidelity.accuracy(logits, labels)
-        known["accuracy_reconstructed"] = fidelity.accuracy(reconstructed, labels)
-    return {
-        "images": float(len(logits)),
-        "relative_error": evidence.error.relative_error(),
-        "mse": evidence.error.mse(),
-        "variance_explained": evidence.error.variance_explained(),
-        "kl": float(fidelity.kl_divergence(logits, reconstructed).mean()),
-        "top1_agreement": fidelity.agreement(logits, reconstructed),
-        **known,
-        "deletion_aopc": curves.deletion_aopc(evidence["deletion"].double().mean(0)),
-        "insertion_auc": curves.insertion_auc(evidence["insertion"].double().mean(0)),
-        "gini": sparsity.gini(importance),
-        "code_density": sparsity.density(active, evidence.positions),
-        "l0_position": sparsity.l0_per_position(active, evidence.positions),
-        "l0_image": sparsity.l0_per_image(active),
-        "concepts_for_80": float(sparsity.concepts_for_share(evidence["contributions"]).double().mean()),
-        "alive_share": sparsity.alive_share(active),
-        "dead_share": 1.0 - sparsity.alive_share(active),
-        "always_on_share": sparsity.always_on_share(active),
-        "hoyer": dictionaries.hoyer(dictionary),
-        "largest_cosine": dictionaries.largest_cosine(dictionary),
-    }
-
-
-def concept_statistics(evidence: Evidence, labels: Tensor | None) -> list[dict[str, float]]:
-    """Return statistics of each concept of a class on its held-out images; parameters as of ``class_metrics``."""
-    contributions = evidence["contributions"]
-    columns = {
-        "active_share": sparsity.active_share(evidence["active"]),
-        "prevalence": usage.prevalence(contributions),
-    }
-    if labels is not None:
-        columns["reliability"] = usage.reliability(contributions, evidence["logits"].argmax(1) == labels)
-    return [
-        {name: float(column[k]) for name, column in columns.items() if not column[k].isnan()}
-        for k in range(evidence.concepts)
-    ]
-
-
 def mean_metrics(classes: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the unweighted mean over classes of every metric that all of them have."""
+    """Return the unweighted mean of every metric that all classes have; what no image shows says nothing of a bank.
+
+    Classes that no held-out image is predicted as are left out, unless there are no others.
+    """
     rows = list(classes)
+    rows = [row for row in rows if "images" in row] or rows
     shared = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
     return {name: sum(row[name] for row in rows) / len(rows) for name in shared if name != "images"}
 
 
-def _deletion_masks(batch: Explained, importance: Mapping[int, Tensor]) -> Tensor:
-    """Return each image's masks ``[R, S + 1, S]``; the empty slots of a class with fewer concepts come last."""
-    slots = batch.codes.ids.shape[1]
-    masks = {}
-    for target in batch.targets.unique().tolist():
-        padded = torch.full((slots,), -1.0, dtype=torch.float64)
-        padded[: len(importance[target])] = importance[target]
-        masks[target] = curves.deletion_masks(padded)
-    return torch.stack([masks[target] for target in batch.targets.tolist()]).to(batch.a.device)
+def _rows(batch: Explained, chosen: Tensor) -> Explained:
+    """Return chosen images of a batch, bool ``[R]``."""
+    rows = chosen.nonzero().squeeze(1)
+    return Explained(
+        keys=[batch.keys[row] for row in rows.tolist()],
+        views=batch.views[rows.cpu().numpy()],
+        a=batch.a[rows],
+        reconstruction=batch.reconstruction[rows],
+        logits=batch.logits[rows],
+        targets=batch.targets[rows],
+        codes=batch.codes.rows(rows),
+        contributions=batch.contributions[rows],
+    )

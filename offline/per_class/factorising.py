@@ -52,22 +52,30 @@ def metrics(rows: Tensor, places: int, found: Factorisation, config: PerClassCon
         "projected_gradient": float(found.residual),
     }
     if config.stability_folds > 1:
-        values["stability"] = _stability(rows, places, config)
+        values |= _stability(rows, places, config)
     return values
 
 
-def _stability(rows: Tensor, places: int, config: PerClassConfig) -> float:
-    """Refit without each fold of images in turn, from independent random starts, and compare the dictionaries."""
+def _stability(rows: Tensor, places: int, config: PerClassConfig) -> dict[str, float]:
+    """Refit without each fold of images in turn, and as often on all of them, every time from another random start."""
     folds = config.stability_folds
     image = torch.arange(len(rows), device=rows.device) // places
     # A row of zeros weighs nothing: the fold is left out without changing shapes.
     kept = image % folds != torch.arange(folds, device=rows.device).unsqueeze(1)
+    return {
+        "stability": dictionaries.stability(_refits(rows * kept.unsqueeze(2), config, config.seed + 1)),
+        "stability_starts": dictionaries.stability(_refits(rows.expand(folds, -1, -1), config, config.seed + 2)),
+    }
+
+
+def _refits(matrices: Tensor, config: PerClassConfig, seed: int) -> list[Tensor]:
+    """Return the dictionary of each matrix, learned from a random start of its own."""
     refits = nmf.factorise(
-        rows * kept.unsqueeze(2),
+        matrices,
         config.concepts,
         start="random",
-        seed=config.seed + 1,
+        seed=seed,
         tolerance=config.tolerance,
         max_iterations=config.max_iterations,
     )
-    return dictionaries.stability(list(refits.dictionary))
+    return list(refits.dictionary)

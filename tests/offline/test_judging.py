@@ -154,6 +154,11 @@ def test_every_metric_is_what_a_plain_reference_finds(model, folder, latents, k,
     curve, positions = r["kept"].mean(0), 16
     deletion, insertion = curve[: CURVE + 1], curve[CURVE + 1 :]
     share = (r["active"] > 0).mean(0)
+    whole = {}
+    if latents < CURVE:  # all of them, one by one
+        deletion_, insertion_ = deletion[: latents + 1], insertion[: latents + 1]
+        whole["deletion_aopc"] = (deletion_[0] - deletion_).sum() / (latents + 2)
+        whole["insertion_auc"] = ((insertion_[1:] + insertion_[:-1]) / 2).sum() / latents
     d = bank.decoder.double().numpy()
     cosines = d @ d.T - 2 * np.eye(latents)
     expected = {
@@ -167,6 +172,7 @@ def test_every_metric_is_what_a_plain_reference_finds(model, folder, latents, k,
         "accuracy_reconstructed": (reconstructed == LABELS.numpy()).mean(),
         "deletion_aopc_25": (deletion[0] - deletion).sum() / 27,
         "insertion_auc_25": ((insertion[1:] + insertion[:-1]) / 2).sum() / 25,
+        **whole,
         "gini": gini(np.abs(r["contributions"]).sum(0)),
         "code_density": r["active"].sum() / (IMAGES * positions * latents),
         "l0_position": r["active"].sum() / (IMAGES * positions),

@@ -36,13 +36,18 @@ def test_kl_agreement_and_accuracy():
     reconstructed = tensor([math.log(3.0), 0.0], [0.0, math.log(3.0)])
     expected = [0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), 0.75 * math.log(3) - 0.25 * math.log(3)]
     torch.testing.assert_close(fidelity.kl_divergence(logits, reconstructed), tensor(*expected))
-    assert fidelity.agreement(logits, reconstructed) == 0.5
-    assert fidelity.accuracy(reconstructed, torch.tensor([0, 0])) == 0.5
+    predicted, labels = torch.tensor([0, 1, 2, 1]), torch.tensor([0, 1, 1, 0])
+    assert fidelity.agreement(predicted, torch.tensor([0, 2, 2, 1])) == 0.75
+    assert fidelity.accuracy(predicted, labels) == 0.5
 
 
 def test_deletion_and_insertion_curves():
-    masks = curves.deletion_masks(tensor(0.1, 0.7, 0.2))
-    assert masks.tolist() == [[1, 1, 1], [1, 0, 1], [1, 0, 0], [0, 0, 0]]
+    masks = curves.deletion_masks(tensor([0.1, 0.7, 0.2], [5.0, 5.0, -1.0]), 3)
+    assert masks.tolist() == [
+        [[1, 1, 1], [1, 0, 1], [1, 0, 0], [0, 0, 0]],
+        [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]],
+    ]
+    assert torch.equal(curves.deletion_masks(tensor([0.1, 0.7, 0.2]), 1), masks[:1, :2])
     assert curves.deletion_aopc(tensor(1.0, 0.5, 0.25, 0.0)) == pytest.approx((0.5 + 0.75 + 1.0) / 5)
     assert curves.insertion_auc(tensor(0.0, 1.0, 1.0, 1.0)) == pytest.approx(2.5 / 3)
 
@@ -55,13 +60,18 @@ def test_gini():
 
 
 def test_counts_of_active_concepts():
-    active = torch.tensor([[4, 0, 1], [2, 0, 0]])  # of 4 positions
-    assert sparsity.density(active, 4) == pytest.approx(7 / 24)
-    assert sparsity.l0_per_position(active, 4) == pytest.approx(7 / 8)
-    assert sparsity.l0_per_image(active) == pytest.approx(1.5)
-    assert sparsity.active_share(active).tolist() == [1, 0, 0.5]
-    assert sparsity.alive_share(active) == pytest.approx(2 / 3)
-    assert sparsity.always_on_share(active) == pytest.approx(1 / 3)
+    """Two images of four positions: of five concepts one is active everywhere, one on half of one image, one once."""
+    activity = sparsity.Activity(concepts=5, positions=4)
+    activity.add(torch.tensor([[4, 1, 0]]), torch.tensor([[1, 3, 0]]))
+    activity.add(torch.tensor([[2, 0]]), torch.tensor([[1, -1]]))
+    assert activity.images == 2
+    assert activity.density() == pytest.approx(7 / 40)
+    assert activity.l0_per_position() == pytest.approx(7 / 8)
+    assert activity.l0_per_image() == pytest.approx(1.5)
+    assert activity.share().tolist() == [0, 1, 0, 0.5, 0]
+    assert activity.alive_share() == pytest.approx(2 / 5)
+    assert activity.dead_share() == pytest.approx(3 / 5)
+    assert activity.always_on_share() == pytest.approx(1 / 5)
 
 
 def test_concepts_for_share_of_the_positive_contribution():
@@ -98,10 +108,13 @@ def test_stability_matches_before_it_compares():
 
 
 def test_prevalence_and_reliability():
-    contributions = tensor([3.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 5.0, 1.0], [4.0, 0.0, 0.0])
-    correct = torch.tensor([True, False, True, True])
-    assert usage.prevalence(contributions).tolist() == [0.75, 0.25, 0]
-    reliability = usage.reliability(contributions, correct)
+    contributions = tensor([3.0, 1.0, 0.0], [2.0, -1.0, 9.0], [0.0, 5.0, 1.0], [-4.0, 0.0, -5.0], [7.0, 7.0, 7.0])
+    ids = torch.tensor([[0, 1, 2], [0, 1, -1], [0, 1, 2], [0, -1, 2], [-1, -1, -1]])
+    largest = usage.largest(contributions, ids)
+    assert largest.tolist() == [0, 0, 1, 0, -1]
+    correct = torch.tensor([True, False, True, True, True])
+    assert usage.prevalence(largest, 3).tolist() == pytest.approx([0.6, 0.2, 0])
+    reliability = usage.reliability(largest, correct, 3)
     assert reliability[:2].tolist() == pytest.approx([2 / 3, 1])
     assert reliability[2].isnan()
 
