@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -359,6 +360,25 @@ def test_concepts_of_no_class_go_with_every_target(model: Model, free_bank: Bank
     assert answers[0].after == answers[1].after
     assert answers[0].target == answers[0].before[0]
     assert answers[1].target.index == WITHOUT_CONCEPTS
+
+
+def test_concepts_of_all_classes_can_be_scaled_at_once(model: Model, early: Engine, views: Views) -> None:
+    """Codes are those of all concepts together, for any class of the model; the answer is float64 surgery's."""
+    bank = early.bank
+    free = replace(bank, concepts=tuple(replace(c, class_index=None) for c in bank.concepts))
+    scales = {owned(bank, 2)[0]: 0.0, owned(bank, 5)[1]: 3.0}
+    for target in (2, WITHOUT_CONCEPTS):
+        request = InterventionRequest(target, scales, "all")
+        early.check_intervention(request)
+        (answer,) = early.intervene(views[6:7], [request])
+        assert isinstance(answer, Intervention)
+        expected = Surgery(model, free).logits(views[6], scales, target)
+        for score in answer.after:
+            assert score.logit == pytest.approx(expected[score.index], abs=2e-3 * np.abs(expected).max())
+    with pytest.raises(UnsupportedOption, match="or ask for the concepts of all classes"):
+        early.check_intervention(InterventionRequest(2, scales))
+    with pytest.raises(ValueError, match="same scope"):
+        early.intervene(views[:2], [InterventionRequest(2, {}), InterventionRequest(2, {}, "all")])
 
 
 def test_empty_slots_are_nobodys() -> None:

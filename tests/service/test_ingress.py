@@ -130,6 +130,39 @@ async def test_input_maps_add_up_over_the_wire(tmp_path: Path, serve: Serve) -> 
             assert (grid.height, grid.width, grid.colours) == (8, 8, b"")
 
 
+@pytest.mark.parametrize("method", ["GRADIENT", "SMOOTHGRAD", "INTEGRATED"])
+async def test_input_maps_of_least_squares_are_the_engines_own(serve: Serve, method: str) -> None:
+    """By every method, of the concepts of all classes; whoever is in the batch."""
+    asked = explanation_pb2.InputMethod.Value(f"INPUT_METHOD_{method}")
+    options = explanation_pb2.ExplainOptions(
+        top_k=2,
+        maps=[explanation_pb2.MAP_KIND_INPUT],
+        map_encoding=explanation_pb2.MAP_ENCODING_FLOAT32,
+        input_method=asked,
+        concepts=explanation_pb2.CONCEPT_SCOPE_ALL,
+    )
+    # Not those that the bank's concepts are positions of: there, codes of others are on the brink of zero.
+    paths = held_out(PER_CLASS + 1)[PER_CLASS :: PER_CLASS + 1][:2]
+    async with serve() as server:
+        plain = server.stub.Explain(ask(paths[0]))
+        replies = await asyncio.gather(*(server.stub.Explain(ask(path, options=options)) for path in paths))
+        assert (await plain).explanation.scope == explanation_pb2.CONCEPT_SCOPE_TARGET
+        repository = server.repository
+        engine = Engine(repository.load_model(MODEL), repository.load(repository.resolve(BANK)))
+    for path, reply in zip(paths, replies, strict=True):
+        view, _ = engine.model.spec.preprocessing.fit(Image.open(path))
+        wanted = ExplainOptions(top_k=2, maps=("input",), input_method=method.lower(), concepts="all")  # type: ignore[arg-type]
+        (expected,) = engine.explain(np.stack([view]), [EngineRequest(None, wanted)])
+        assert isinstance(expected, Explanation)
+        got, report = reply.explanation, reply.explanation.faithfulness.input_maps
+        assert (got.scope, report.method) == (explanation_pb2.CONCEPT_SCOPE_ALL, asked)
+        assert report.HasField("completeness_residual") == (method == "INTEGRATED")
+        for mine, theirs in zip(got.concepts, expected.concepts, strict=True):
+            assert (mine.id, mine.class_index, mine.class_name) == (theirs.id, theirs.class_index, theirs.class_name)
+            values, pixels = np.frombuffer(mine.maps[0].data, "<f4").reshape(32, 32), theirs.maps["input"].values
+            assert np.linalg.norm(values - pixels) <= 5e-3 * np.linalg.norm(pixels)
+
+
 async def test_overlays_and_image_sized_maps(serve: Serve) -> None:
     path = held_out()[0]
     options = explanation_pb2.ExplainOptions(

@@ -122,6 +122,24 @@ async def test_interventions_are_computed_together_and_apart_from_explanations(s
             assert logits(got) == pytest.approx(logits(expected), abs=1e-3)
 
 
+async def test_interventions_of_either_scope_go_apart(serve: Serve) -> None:
+    """Concepts of several classes, beside requests for those of one class."""
+    several = {CAT * PER_CLASS: 0.0, (CAT + 1) * PER_CLASS: 0.0}
+    everything = explanation_pb2.CONCEPT_SCOPE_ALL
+    requests = [
+        what_if(path, several if n % 2 else CONCEPTS, concepts=everything if n % 2 else None)
+        for n, path in enumerate(held_out())
+    ]
+    async with serve(batch_limit=8) as server:
+        together = await asyncio.gather(*(server.stub.Intervene(request) for request in requests))
+        alone = [await server.stub.Intervene(request) for request in requests]
+        code, message, _ = await refusal(server.stub.Intervene(what_if(held_out()[0], several)))
+    for reply, single in zip(together, alone, strict=True):
+        assert logits(reply.after) == pytest.approx(logits(single.after), abs=1e-3)
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "of all classes" in message
+
+
 async def test_deadlines_and_overload_are_as_for_explanations(serve: Serve) -> None:
     slow = Slow()
     request = what_if(held_out()[0], CONCEPTS)
