@@ -28,6 +28,10 @@ _MAX_ELEMENTS = 2**23
 """Of the Gram matrices gathered at once, one a row: bounds the memory to some hundred MB."""
 
 
+_SMALL = 64
+"""Up to so many atoms, equations are not made fewer where few are passive: that costs more than it saves."""
+
+
 class Solution(NamedTuple):
     """Codes and how nearly optimal they are."""
 
@@ -208,6 +212,19 @@ def _last_true(mask: Tensor) -> Tensor:
 
 def _restricted_solve(matrix: Tensor, right: Tensor, passive: Tensor) -> Tensor:
     """Solve each row's equations, ``[R, K, L]`` of them, on its passive set; zero elsewhere."""
+    k, width = passive.shape[1], int(passive.sum(1).amax()) if len(passive) else 0
+    if k <= _SMALL or 2 * width >= k:
+        return _masked_solve(matrix, right, passive)
+    place = passive.byte().argsort(dim=1, descending=True, stable=True)[:, :width]
+    rows, columns = place.unsqueeze(2), place.unsqueeze(1)
+    smaller = matrix.gather(1, rows.expand(-1, -1, k)).gather(2, columns.expand(-1, width, -1))
+    at = rows.expand(-1, -1, right.shape[2])
+    found = _masked_solve(smaller, right.gather(1, at), passive.gather(1, place))
+    return torch.zeros_like(right).scatter_(1, at, found)
+
+
+def _masked_solve(matrix: Tensor, right: Tensor, passive: Tensor) -> Tensor:
+    """Do it by equations that leave the others at zero."""
     both = passive.unsqueeze(1) & passive.unsqueeze(2)
     restricted = torch.where(both, matrix, 0.0)
     restricted.diagonal(dim1=1, dim2=2).masked_fill_(~passive, 1.0)

@@ -42,7 +42,7 @@ def objective(dictionary: NDArray[np.float64], rows: NDArray[np.float64], codes:
 
 @pytest.mark.parametrize(
     ("k", "channels", "rows"),
-    [(1, 1, 5), (1, 64, 40), (2, 3, 60), (5, 64, 200), (10, 512, 80), (25, 64, 150), (60, 80, 40)],
+    [(1, 1, 5), (1, 64, 40), (2, 3, 60), (5, 64, 200), (10, 512, 80), (25, 64, 150), (60, 80, 40), (150, 200, 30)],
 )
 @pytest.mark.parametrize("sign", ["non_negative", "mixed"])
 def test_equal_to_scipy(k: int, channels: int, rows: int, sign: str) -> None:
@@ -193,6 +193,18 @@ def unambiguous(rng: np.random.Generator, k: int, channels: int, rows: int) -> t
     stable = np.maximum(codes, slopes).min(1) > 0.02
     assert stable.sum() >= rows
     return torch.from_numpy(dictionary), torch.from_numpy(data[stable][:rows])
+
+
+def test_gradients_on_many_atoms_are_those_of_the_active_ones() -> None:
+    rng = np.random.default_rng(14)
+    dictionary = torch.from_numpy(np.abs(rng.normal(size=(150, 40))))
+    a = torch.from_numpy(np.abs(rng.normal(size=(10, 40)))).requires_grad_()
+    codes = nnls.codes(a[None], dictionary[None])[0]
+    (found,) = torch.autograd.grad((codes * torch.arange(150)).sum(), a)
+    for row in range(10):
+        active = codes[row].detach() > 0
+        slope = torch.linalg.pinv(dictionary[active].T)
+        torch.testing.assert_close(found[row], torch.arange(150).double()[active] @ slope, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("k", "channels"), [(1, 4), (4, 9), (6, 6)])
