@@ -24,10 +24,11 @@ class Reused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.relu = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.ReLU()
+        self.bend = nn.ELU()
         self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
 
     def forward(self, x):
-        return self.last(self.relu(self.middle(self.relu(self.second(self.first(x))).mean((2, 3)))))
+        return self.last(self.relu(self.middle(self.relu(self.second(self.bend(self.first(x)))).mean((2, 3)))))
 
 
 class Functional(Reused):
