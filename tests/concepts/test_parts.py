@@ -119,6 +119,8 @@ def test_parts_of_a_bank_without_any_are_refused_with_the_remedy(model: Model, b
     engine.check(EngineRequest(0, options(parts=True)))
     with pytest.raises(UnsupportedOption, match="train one with --parts-layer"):
         Engine(model, bank).check(EngineRequest(0, options(parts=True)))
+    with pytest.raises(UnsupportedOption, match="of one class"):
+        engine.check(EngineRequest(0, options(parts=True, concepts="all")))
 
 
 def test_parts_cannot_be_scaled(tree: Bank, engine: Engine) -> None:
