@@ -55,10 +55,16 @@ class Method(Protocol):
 
 
 Config = TypeVar("Config", bound=PerClassConfig)
+Chosen = TypeVar("Chosen", bound=Method)
 
 
 def train_classes(
-    repository: Repository, config: Config, report: Reporter, method_of: Callable[[Task[Config]], Method]
+    repository: Repository,
+    config: Config,
+    report: Reporter,
+    method_of: Callable[[Task[Config]], Chosen],
+    finish: Callable[[Task[Config], dict[int, Lesson]], dict[int, Lesson]] | None = None,
+    extend: Callable[[Chosen, Mapping[int, Lesson], Bank], tuple[Bank, Mapping[str, bytes]]] | None = None,
 ) -> Outcome:
     """Learn and publish one bank with the concepts of all requested classes.
 
@@ -71,6 +77,10 @@ def train_classes(
         As of every trainer.
     method_of
         Makes the method ready for a task; what it refuses is refused before any work.
+    finish
+        Adds to the lessons, ranked, what needs all of them at once, such as exemplars from images of other classes.
+    extend
+        Adds to the bank, evaluated, what is learned from its concepts, such as their parts; and pictures of that.
 
     Raises
     ------
@@ -90,12 +100,19 @@ def train_classes(
     workspace = repository.workspace(config.model, config.layer, config.name)
     with alone_in(workspace, "another training of this bank is running: wait for it, or give this one another --name"):
         lessons, skipped = _learn_all(task, method, wanted, workspace / _identity(task, method))
+        lessons = lessons if finish is None else finish(task, lessons)
         classes = {
             target: ClassConcepts(lesson.dictionary, lesson.measured().total_sobol, lesson.metrics)
             for target, lesson in lessons.items()
         }
         evaluation = evaluate(task, classes, encoder)
-        bank = _publish(repository, task, method, lessons, evaluation)
+        bank, pictures = _bank(task, method, lessons, evaluation)
+        if extend is not None:
+            bank, more = extend(method, lessons, bank)
+            pictures |= more
+        report("publishing", 0, 1)
+        bank = repository.publish(bank, pictures)
+        report("publishing", 1, 1)
         shutil.rmtree(workspace, ignore_errors=True)
     return Outcome((bank,), skipped, task.skipped_images)
 
@@ -183,14 +200,10 @@ def _learn(task: Task[PerClassConfig], method: Method, target: int, members: Seq
     return lesson.ranked(found[target])
 
 
-def _publish(
-    repository: Repository,
-    task: Task[PerClassConfig],
-    method: Method,
-    lessons: Mapping[int, Lesson],
-    evaluation: Evaluation,
-) -> Bank:
-    """Publish all classes' concepts as one bank."""
+def _bank(
+    task: Task[PerClassConfig], method: Method, lessons: Mapping[int, Lesson], evaluation: Evaluation
+) -> tuple[Bank, dict[str, bytes]]:
+    """Return all classes' concepts as one bank, and the pictures that it names."""
     config, spec = task.config, task.model.spec
     records: list[Concept] = []
     pictures: dict[str, bytes] = {}
@@ -206,7 +219,6 @@ def _publish(
             records.append(Concept(len(records), class_index=target, statistics=statistics, exemplars=shown))
     task.report("drawing exemplars", len(lessons), len(lessons))
     digests = {key: digest for lesson in lessons.values() for key, digest in lesson.digests.items()}
-    task.report("publishing", 0, 1)
     bank = Bank(
         kind="nmf",
         model=config.model,
@@ -221,6 +233,4 @@ def _publish(
         data_fingerprint=fingerprint(digests),
         preprocessing=spec.preprocessing.to_json(),
     )
-    bank = repository.publish(bank, pictures)
-    task.report("publishing", 1, 1)
-    return bank
+    return bank, pictures
