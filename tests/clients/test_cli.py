@@ -202,6 +202,30 @@ def test_concept(run: Run, tmp_path: Path) -> None:
     assert json.loads(run("concept", BANK, "7", "--json").stdout)["statistics"] == {"importance": 0.5}
 
 
+def test_parts_are_listed_under_their_concept(run: Run, photo: str, server: FakeServer, tmp_path: Path) -> None:
+    server.explain = lambda request: make_explanation(part_count=2)
+    plain, done = (run("explain", photo, "--bank", BANK, *more) for more in ((), ("--parts",)))
+    assert "part 1000" not in plain.output
+    lines = [line for line in done.output.splitlines() if "pointed ear" in line or "part 100" in line]
+    assert ["pointed ear" in line for line in lines][:3] == [True, False, False]
+    assert all("└ part" in line for line in lines[1:3])
+    assert "Parts, at earlier, are a statement of their own" in done.output
+    record = json.loads(run("explain", photo, "--bank", BANK, "--parts", "--json").stdout)
+    assert [part["id"] for part in record["concepts"][0]["parts"]] == [1000, 1001]
+    assert record["parts"]["layer"] == "earlier"
+    assert server.calls[-1].request.options.parts
+
+
+def test_a_concept_and_its_parts_in_one_picture(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    part = replace(CONCEPT, id=9, label="tuft", parent=7, layer="earlier")
+    server.concepts |= {(BANK, 7): replace(CONCEPT, children=(9,)), (BANK, 9): part}
+    done = run("concept", BANK, "7")
+    assert done.exit_code == 0
+    for word in ("tuft", "earlier"):
+        assert word in done.output
+    assert "part of concept #7, at earlier" in run("concept", BANK, "9").output
+
+
 def test_labels_are_not_markup(run: Run, server: FakeServer) -> None:
     fields = {name: getattr(CONCEPT, name) for name in CONCEPT.__slots__}
     server.concepts = {(BANK, 7): whence.Concept(**{**fields, "label": "[red]ear[/]"})}

@@ -340,3 +340,40 @@ def test_the_report_in_words() -> None:
         "216%",
     ):
         assert part in words
+
+
+def test_parts_are_drawn_beneath_their_concept(tmp_path: Path) -> None:
+    """Tints appear where the parts are, and nowhere beneath concepts that have none."""
+    pixels = np.full((64, 64, 3), GREY, np.uint8)
+    view = whence.Box(0, 0, 64, 64)
+    plain = drawn(explain(pixels, view=view, concept_count=3), tmp_path)
+    parted = explain(pixels, view=view, concept_count=3, part_count=2)
+    tree = drawn(parted, tmp_path)
+    assert tree.shape[0] > plain.shape[0]
+
+    def blobs(picture: NDArray[np.int64]) -> int:
+        grey = np.abs(picture - GREY).max(axis=2) < 3
+        return int(sum(size > 400 for size in np.bincount(ndimage.label(grey)[0].ravel())[1:]))
+
+    assert blobs(tree) >= blobs(plain) + 6
+
+
+def exemplar(colour: int) -> whence.Exemplar:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (colour, 0, 0)).save(file, "WEBP", lossless=True)
+    return whence.Exemplar(file.getvalue(), "a.jpg", whence.Box(0, 0, 16, 16), 1.0)
+
+
+def test_a_concept_is_drawn_with_its_parts(tmp_path: Path) -> None:
+    concept = whence.Concept(3, "", 0, "tabby", {}, (exemplar(250), exemplar(240)), None, "m/l/n", "d", "late", (8, 9))
+    parts = [replace(concept, id=8, parent=3, exemplars=(exemplar(200),)), replace(concept, id=9, parent=3)]
+    for shown, colours in (([], {250, 240}), (parts, {250, 240, 200})):
+        concept.save(tmp_path / "tree.png", shown)
+        with Image.open(tmp_path / "tree.png") as picture:
+            drawn_pixels = np.asarray(picture.convert("RGB")).astype(int)
+        reds = drawn_pixels[(drawn_pixels[..., 1:] == 0).all(axis=2)][:, 0]
+        assert {colour for colour in (250, 240, 200) if (reds == colour).sum() > 1000} == colours
+    with pytest.raises(whence.InvalidArgument, match="no exemplars"):
+        replace(concept, exemplars=()).save(tmp_path / "none.png")
+    with pytest.raises(whence.InvalidArgument, match="use one of"):
+        concept.save(tmp_path / "tree.xyz", parts)
