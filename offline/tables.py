@@ -15,40 +15,40 @@ from concepts.cut import CutLayer
 from concepts.model import ModelSpec
 from concepts.preprocessing import Preprocessing
 from concepts.repository import BankSummary
+from offline.compare import COLUMNS, Comparison, identity
+from offline.evaluate import Evaluated
 from offline.store.plan import in_words
 from offline.store.reading import Store
 from offline.trainers import Outcome
 
-_CLASS_COLUMNS = {
-    "training_images": "images",
-    "training_crops": "crops",
-    "relative_error": "rel. error",
-    "kl": "KL",
-    "top1_agreement": "top-1 kept",
-    "deletion_aopc": "C-Del",
-    "insertion_auc": "C-Ins",
-    "gini": "Gini",
-    "stability": "stability",
-}
+_OF_TRAINING = {"training_images": "images", "training_crops": "crops"}
+_CLASS_COLUMNS = (
+    *_OF_TRAINING,
+    "relative_error",
+    "kl",
+    "top1_agreement",
+    "deletion_aopc",
+    "insertion_auc",
+    "gini",
+    "stability",
+)
+_BANK_COLUMNS = (
+    "accuracy",
+    "accuracy_reconstructed",
+    "variance_explained",
+    "kl",
+    "l0_position",
+    "l0_image",
+    "concepts_for_80",
+    "dead_share",
+    "always_on_share",
+    "consistency",
+    "consistency_of_contributions",
+    "stability",
+)
 _NAME_WIDTH = 20
 _CONCEPTS_SHOWN = 50
-_COUNTS = {"training_images", "training_crops"}
-
-
-_BANK_COLUMNS = {
-    "accuracy": "accuracy",
-    "accuracy_reconstructed": "reconstructed",
-    "variance_explained": "var. explained",
-    "kl": "KL",
-    "l0_position": "L0",
-    "l0_image": "L0 image",
-    "concepts_for_80": "for 80 %",
-    "dead_share": "dead",
-    "always_on_share": "always on",
-    "consistency": "C²",
-    "consistency_of_contributions": "C² weighted",
-    "stability": "stability",
-}
+_COUNTS = {"images", *_OF_TRAINING}
 
 
 def outcome(result: Outcome, class_names: tuple[str, ...]) -> Table:
@@ -61,7 +61,7 @@ def _by_bank(result: Outcome) -> Table:
     table = Table("bank", "digest", "concepts", title_justify="left")
     names = [name for name in _BANK_COLUMNS if any(name in bank.metrics["mean"] for bank in result.banks)]
     for name in names:
-        table.add_column(_BANK_COLUMNS[name], justify="right")
+        table.add_column(COLUMNS[name].title, justify="right")
     for bank in result.banks:
         cells = [_number(bank.metrics["mean"].get(name)) for name in names]
         table.add_row(bank.reference, bank.digest[:12], str(len(bank.concepts)), *cells)
@@ -72,8 +72,8 @@ def _by_class(result: Outcome, class_names: tuple[str, ...]) -> Table:
     """Return one row a class: size, metrics on held-out images, the most important concepts."""
     table = Table(title=f"{result.bank.reference} @ {result.bank.digest[:12]}", title_justify="left")
     table.add_column("class", no_wrap=True)
-    for title in _CLASS_COLUMNS.values():
-        table.add_column(title, justify="right")
+    for name in _CLASS_COLUMNS:
+        table.add_column(_title(name), justify="right")
     table.add_column("most important", no_wrap=True)
     metrics = result.bank.metrics
     for name, row in metrics["classes"].items():
@@ -83,6 +83,54 @@ def _by_class(result: Outcome, class_names: tuple[str, ...]) -> Table:
     for name, reason in result.skipped_classes.items():
         table.add_row(name, *[""] * len(_CLASS_COLUMNS), f"[yellow]skipped:[/] {reason}")
     return table
+
+
+def evaluated(found: Evaluated) -> Table:
+    """Return what images say of a bank: one row a metric."""
+    table = Table("metric", "value", title=f"{found.bank.reference} @ {found.bank.digest[:12]}", title_justify="left")
+    for name, value in found.metrics["mean"].items():
+        table.add_row(name, *_cells({name: value}, [name]))
+    for name, value in found.metrics.get("localisation", {}).items():
+        if isinstance(value, float):
+            table.add_row(f"localisation {name}", _number(value))
+    return table
+
+
+def evaluated_classes(found: Evaluated) -> Table:
+    """Return what images say of the concepts of each class: one row a class."""
+    rows = found.metrics["classes"]
+    names = [name for name in ("images", *_CLASS_COLUMNS) if all(name in row for row in rows.values())]
+    table = Table()
+    table.add_column("class", no_wrap=True)
+    for name in names:
+        table.add_column(_title(name), justify="right")
+    for title, row in rows.items():
+        table.add_row(escape(title), *_cells(row, names))
+    return table
+
+
+def compared(found: Comparison) -> Table:
+    """Return one row a bank, the best of each column marked."""
+    table = Table(caption="\n".join(_notes_of(found)), caption_justify="left")
+    table.add_column("bank", no_wrap=True)
+    for title in ("digest", "kind", "method", "layer", "concepts"):
+        table.add_column(title)
+    for name in found.columns:
+        table.add_column(COLUMNS[name].title, justify="right")
+    for place, row in enumerate(found.rows):
+        known = identity(row.bank)
+        marks = ["*" if place in found.best.get(name, ()) else "" for name in found.columns]
+        cells = [_number(row.metrics[name]) + mark for name, mark in zip(found.columns, marks, strict=True)]
+        table.add_row(
+            known["bank"], known["digest"][:12], known["kind"], known["method"], known["layer"],
+            f"{len(row.bank.concepts):,}", *cells,
+        )  # fmt: skip
+    return table
+
+
+def _notes_of(found: Comparison) -> list[str]:
+    marked = ["* best of its column; no mark where values are not comparable"] if found.best else []
+    return marked + [escape(note) for note in found.notes]
 
 
 def store(found: Store) -> Table:
@@ -218,8 +266,12 @@ def concepts(bank: Bank, class_names: tuple[str, ...]) -> Table:
     return table
 
 
-def _cells(row: Mapping[str, float]) -> list[str]:
-    return [f"{row[n]:.0f}" if n in row and n in _COUNTS else _number(row.get(n)) for n in _CLASS_COLUMNS]
+def _title(name: str) -> str:
+    return COLUMNS[name].title if name in COLUMNS else _OF_TRAINING.get(name, name)
+
+
+def _cells(row: Mapping[str, float], names: Iterable[str] = _CLASS_COLUMNS) -> list[str]:
+    return [f"{row[n]:.0f}" if n in row and n in _COUNTS else _number(row.get(n)) for n in names]
 
 
 def _best(bank: Bank, class_index: int, count: int = 3) -> str:
