@@ -206,7 +206,7 @@ def test_of_thousands_of_concepts_the_most_important_are_shown(tmp_path):
 
 
 def test_every_field_of_every_trainer_is_an_option_with_help():
-    assert [trainer.name for trainer in trainers()] == ["channels", "craft", "sae"]
+    assert {"channels", "craft", "sae"} <= {trainer.name for trainer in trainers()}
     for trainer in trainers():
         help_text = CliRunner().invoke(app, ["train", trainer.name, "--help"], env={"COLUMNS": "200"}).stdout
         for name, field in trainer.config.model_fields.items():
