@@ -137,9 +137,10 @@ def publish_free(
     tensors: Mapping[str, Tensor],
     configuration: Mapping[str, Any],
     data_fingerprint: str,
+    kind: str = "sae",
     labels: Sequence[str] | None = None,
 ) -> Bank:
-    """Publish a bank of kind ``sae`` with its pictures.
+    """Publish a bank with its pictures.
 
     Parameters
     ----------
@@ -153,6 +154,8 @@ def publish_free(
         What the configuration does not say.
     data_fingerprint
         Of the training images.
+    kind
+        What reads the tensors.
     labels
         Of the concepts, where they have names.
     """
@@ -164,7 +167,7 @@ def publish_free(
         for index, (statistics, shown) in enumerate(zip(judged.statistics, drawn.exemplars, strict=True))
     )
     bank = Bank(
-        kind="sae",
+        kind=kind,
         model=config.model,
         layer=config.layer,
         name=name,

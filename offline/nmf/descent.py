@@ -87,7 +87,8 @@ def descend(batch: Tensor, factors: Factors, weights: Weights, tolerance: float,
 def finish(batch: Tensor, found: Descended, weights: Weights) -> Factorisation:
     """Return what was found in its final form."""
     U, W = _scaled(*found.factors)
-    objective = 0.5 * (batch - U.mT @ W).square().sum(dim=(1, 2), keepdim=True) + weights.total(U, W)
+    error = (batch - U.mT @ W).norm(dim=(1, 2), keepdim=True).square()
+    objective = 0.5 * error + weights.total(U, W)
     return Factorisation(U.mT.contiguous(), W, objective.flatten(), found.residual, found.iterations)
 
 

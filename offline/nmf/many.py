@@ -19,7 +19,7 @@ _FLOAT32_TOLERANCE = 1e-5
 _MOST_PADDING = 2
 """Times as many rows as the shortest matrix of a group that the longest may have."""
 _GROUP_BYTES = 2**28
-"""Most bytes of a group by default: enough to keep a processor busy, nothing to worry about."""
+"""Most bytes of a group by default: enough to keep a device busy, nothing to worry about."""
 _COPIES = 8
 """Of the codes while they are improved: now, before, ahead, their target, and what products leave behind."""
 
@@ -179,9 +179,10 @@ def check_entries(rows: Tensor) -> None:
     NotTrainable
         If they are not.
     """
-    if not bool(torch.isfinite(rows).all()):
+    least, most = rows.aminmax()
+    if not bool(torch.isfinite(least) & torch.isfinite(most)):
         raise NotTrainable("activations have NaN or infinite entries: check the model and its preprocessing")
-    if bool((rows < 0).any()):
+    if least < 0:
         raise NotTrainable("activations have negative entries, which no non-negative factorisation can make")
 
 

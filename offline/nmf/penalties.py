@@ -33,6 +33,8 @@ class Penalties:
 
     def weigh(self, rows: Tensor) -> Weights:
         """Return the weights for matrices ``[B, N, C]``."""
+        if not self.codes_l1 and not self.dictionary_l1:
+            return Weights(None, None, self.l2)
         counted = rows.any(2).sum(1)[:, None, None].clamp_min(1)
         return self.weights(rows.norm(dim=(1, 2))[:, None, None], counted, rows.shape[2])
 

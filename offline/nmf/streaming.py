@@ -110,7 +110,8 @@ def factorise_stream(
         if course.best.residual <= tolerance:
             break
         course.move(weights)
-    return Streamed(course.best.place.W, course.best.objective, course.best.residual, number)
+    best = course.best
+    return Streamed(best.place.W * (best.place.lengths > 0), best.objective, best.residual, number)
 
 
 def _survey(vectors: Vectors, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -9,16 +9,16 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import ByteSize, Field
+from pydantic import Field
 from torch import Tensor
 
 from concepts.bank import Bank
-from concepts.errors import AlreadyExists
 from concepts.kinds import load_codec
 from concepts.repository import Repository
 from offline.encoders import Encoder
 from offline.exclusive import alone_in
-from offline.free import FreeConfig, judge_free, prepare, publish_free
+from offline.free import judge_free, prepare, publish_free
+from offline.harvested import HarvestedConfig, vectors_of
 from offline.metrics import dictionaries
 from offline.progress import Reporter
 from offline.sae import presets
@@ -26,9 +26,7 @@ from offline.sae.presets import Size
 from offline.sae.settings import Reading, SaeSettings, Variant
 from offline.sae.training import Listener, Progress, Trained
 from offline.sae.training import train as train_dictionaries
-from offline.store.harvest import harvest
 from offline.store.reading import Store
-from offline.store.settings import Dtype, HarvestSettings, Sampling
 from offline.task import Task
 from offline.trainers import Outcome, Trainer
 
@@ -42,7 +40,7 @@ _MATCHED = 2048
 """Latents up to which dictionaries are matched one to one to measure stability; larger ones by nearest rows."""
 
 
-class SaeConfig(FreeConfig):
+class SaeConfig(HarvestedConfig):
     """All that decides SAE banks."""
 
     name: str = Field("sae", description="Name of the bank; with several sizes, it and the size: sae-16384-16.")
@@ -63,29 +61,6 @@ class SaeConfig(FreeConfig):
         0, ge=0, description="Dictionaries from other seeds to measure stability with, trained in the same pass."
     )
     devices: tuple[str, ...] = Field((), description="Devices to train on together; default: that of --device.")
-    sampling: Sampling = Field("attribution", description="How positions are drawn: attribution, uniform or all.")
-    positions: int | None = Field(None, ge=1, description="Positions an image; default: 72·512 / channels.")
-    dtype: Dtype = Field("float16", description="Of the stored vectors: float16 or float32.")
-    image_limit: int | None = Field(None, ge=1, description="Most training images, in images; default: all.")
-    disk_budget: ByteSize | None = Field(None, ge=1, description="Most bytes of stored vectors, e.g. 20GB.")
-    store: Path | None = Field(
-        None,
-        description="Folder of vectors, as `whence-bank harvest` makes it, kept afterwards; default: below the "
-        "repository, removed when the banks are published. A training that was stopped goes on by the same command.",
-    )
-
-    def harvest_settings(self) -> HarvestSettings:
-        """Return what to harvest."""
-        return HarvestSettings(
-            sampling=self.sampling,
-            positions=self.positions,
-            dtype=self.dtype,
-            classes=self.classes,
-            limit=self.image_limit,
-            disk_budget=self.disk_budget,
-            seed=self.seed,
-            batch_size=self.batch_size,
-        )
 
     def dictionary_settings(self, channels: int) -> list[SaeSettings]:
         """Return the settings of every dictionary, those for stability after the one that is published.
@@ -131,29 +106,13 @@ def train(repository: Repository, config: SaeConfig, report: Reporter) -> Outcom
         one.check()
     workspace = repository.workspace(config.model, config.layer, config.name)
     with alone_in(workspace, "another training of this bank is running: wait for it, or give this one another --name"):
-        store = _harvest(task, workspace)
+        store = vectors_of(task, workspace)
         trained = _learn(store, settings, config, workspace / "checkpoints", report)
         each = 1 + config.stability_seeds
         groups = [trained[first : first + each] for first in range(0, len(trained), each)]
         banks = [_publish(repository, task, encoder, store, group, alone=len(groups) == 1) for group in groups]
         shutil.rmtree(workspace, ignore_errors=True)
     return Outcome(tuple(banks), skipped_images={**store.skipped, **task.skipped_images})
-
-
-def _harvest(task: Task[SaeConfig], workspace: Path) -> Store:
-    """Return the vectors to learn from, harvested where they are not there yet."""
-    config = task.config
-    place = config.store or workspace / "vectors"
-    try:
-        return harvest(task.model, task.cut, task.training, place, config.harvest_settings(), task.report)
-    except AlreadyExists as error:
-        if config.store is not None:
-            raise
-        left = "/".join(place.parts[-5:])
-        raise AlreadyExists(
-            f"{error.message}, by --store; or delete {left} below the repository, which a training that was not "
-            "finished has left there"
-        ) from error
 
 
 def _learn(
