@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Annotated, Any, Union
 
 import typer
-from pydantic import ByteSize
+from pydantic import BeforeValidator, ByteSize
 from pydantic.fields import FieldInfo
 
 
@@ -30,13 +30,15 @@ def option_of(name: str, field: FieldInfo) -> Option:
     """Return the option ``--name`` for a field, with the field's description as its help.
 
     A tuple becomes a repeatable option that also takes comma lists; a union of a number and a path becomes text,
-    which the configuration itself reads, and so does a size in bytes.
+    which the configuration itself reads, and so does a size in bytes, and what a validator reads first. The name of a
+    field that would be a word of Python ends with ``_``, and its option does not.
     """
-    help_ = typer.Option(help=field.description)
+    names = (f"--{name[:-1].replace('_', '-')}",) if name.endswith("_") else ()
+    help_ = typer.Option(*names, help=field.description)
     default = inspect.Parameter.empty if field.is_required() else field.default
     if typing.get_origin(field.annotation) is tuple:
         return Option(Annotated[list[str] | None, help_], None, _comma_list)
-    kind = _simple(field.annotation)
+    kind = str if any(isinstance(part, BeforeValidator) for part in field.metadata) else _simple(field.annotation)
     if kind is str and not isinstance(default, str) and default not in (None, inspect.Parameter.empty):
         default = str(default)
     optional = field.annotation is not kind and default is None
