@@ -233,6 +233,7 @@ def facts(bank: Bank, published: float) -> Table:
     rows: dict[str, Any] = {
         "kind": bank.kind,
         "concepts": len(bank.concepts),
+        **({} if bank.parts is None else {"parts": f"{len(bank.parts.concepts)} at {bank.parts.layer}"}),
         "channels": bank.channels,
         "published": _time(published),
         "weights": bank.weights_digest,
