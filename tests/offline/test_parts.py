@@ -157,7 +157,8 @@ def test_metrics_say_where_parts_look(trained):
     ("layer", "error", "says"),
     [
         ("stage3", NotTrainable, "before 'stage3', which 'stage3' is not; layers that would do: .*stage2"),
-        ("stage3.1.0", NotTrainable, "before .stage3."),
+        ("stage3.1.0", NotTrainable, "can be negative"),
+        ("pool", NotTrainable, "before .stage3., which .pool. is not"),
         ("stage1.0", NotTrainable, "can be negative.*layers that would do: .*stage2"),
         ("stage9", UnknownLayer, "nearest names"),
     ],
