@@ -25,10 +25,10 @@ _GRADIENT_STEPS = 64
 _FULL_EXCHANGES = 3
 _MAX_PIVOTS = 200
 _MAX_ELEMENTS = 2**23
-"""Of the Gram matrices gathered at once, one a row: bounds the memory to some hundred MB."""
+"""Of the equations gathered at once, one system a row: bounds the memory to some hundred MB."""
 
 
-_SMALL = 64
+_SMALL = 32
 """Up to so many atoms, equations are not made fewer where few are passive: that costs more than it saves."""
 
 
@@ -103,7 +103,7 @@ def adjoint(gram: Tensor, active: Tensor, upstream: Tensor) -> Tensor:
     group = torch.arange(groups, device=gram.device).repeat_interleave(rows)
     size = _rows_at_once(k)
     chunks = zip(group.split(size), active.flatten(0, 1).split(size), right.flatten(0, 1).split(size), strict=True)
-    found = [_restricted_solve(scaled[of], g.mT, passive).mT for of, passive, g in chunks]
+    found = [_restricted_solve(scaled, of, g.mT, passive).mT for of, passive, g in chunks]
     return torch.cat(found).view_as(right) / root.view(len(root), 1, 1, -1)
 
 
@@ -186,10 +186,10 @@ def _pivot_rows(q: Tensor, group: Tensor, c: Tensor, passive: Tensor) -> Tensor:
     for _ in range(_MAX_PIVOTS):
         if not len(open_rows):
             break
-        now, right, matrix = passive[open_rows], c[open_rows], q[group[open_rows]]
-        z = _restricted_solve(matrix, right.unsqueeze(2), now).squeeze(2)
+        now, right, owner = passive[open_rows], c[open_rows], group[open_rows]
+        z = _restricted_solve(q, owner, right.unsqueeze(2), now).squeeze(2)
         solution[open_rows] = z.clamp_min(0.0)
-        y = torch.bmm(matrix, z.unsqueeze(2)).squeeze(2) - right
+        y = _product(q, owner, z, now) - right
         slack = KKT_TOLERANCE * right.abs().amax(1, keepdim=True)
         infeasible = torch.where(now, z < -slack, y < -slack)
         count = infeasible.sum(1)
@@ -210,17 +210,31 @@ def _last_true(mask: Tensor) -> Tensor:
     return torch.where(mask, positions, -1).amax(1).clamp_min(0)
 
 
-def _restricted_solve(matrix: Tensor, right: Tensor, passive: Tensor) -> Tensor:
+def _restricted_solve(q: Tensor, group: Tensor, right: Tensor, passive: Tensor) -> Tensor:
     """Solve each row's equations, ``[R, K, L]`` of them, on its passive set; zero elsewhere."""
-    k, width = passive.shape[1], int(passive.sum(1).amax()) if len(passive) else 0
-    if k <= _SMALL or 2 * width >= k:
-        return _masked_solve(matrix, right, passive)
-    place = passive.byte().argsort(dim=1, descending=True, stable=True)[:, :width]
-    rows, columns = place.unsqueeze(2), place.unsqueeze(1)
-    smaller = matrix.gather(1, rows.expand(-1, -1, k)).gather(2, columns.expand(-1, width, -1))
-    at = rows.expand(-1, -1, right.shape[2])
-    found = _masked_solve(smaller, right.gather(1, at), passive.gather(1, place))
+    if len(q[0]) <= _SMALL:
+        return _masked_solve(q[group], right, passive)
+    place = _places(passive)
+    matrix = q[group.view(-1, 1, 1), place.unsqueeze(2), place.unsqueeze(1)]
+    at = place.unsqueeze(2).expand(-1, -1, right.shape[2])
+    found = _masked_solve(matrix, right.gather(1, at), passive.gather(1, place))
     return torch.zeros_like(right).scatter_(1, at, found)
+
+
+def _product(q: Tensor, group: Tensor, z: Tensor, passive: Tensor) -> Tensor:
+    """Return each row's ``Qz``, ``[R, K]``, for z that is zero outside its passive set."""
+    if len(q) == 1:
+        return z @ q[0]
+    if len(q[0]) <= _SMALL:
+        return torch.bmm(z.unsqueeze(1), q[group]).squeeze(1)
+    place = _places(passive)
+    return torch.bmm(z.gather(1, place).unsqueeze(1), q[group.unsqueeze(1), place]).squeeze(1)
+
+
+def _places(passive: Tensor) -> Tensor:
+    """Return the passive atoms of every row, int64 ``[R, W]`` for the largest number W, filled up with others."""
+    width = max(int(passive.sum(1).amax()), 1) if len(passive) else 1
+    return passive.byte().argsort(dim=1, descending=True, stable=True)[:, :width]
 
 
 def _masked_solve(matrix: Tensor, right: Tensor, passive: Tensor) -> Tensor:
