@@ -103,6 +103,8 @@ class Engine:
         What computes the trunk of that cut; PyTorch in float32 where omitted.
     of_parts
         Engine of the bank's parts, if the caller has it already.
+    without_parts
+        Why the bank's parts cannot be computed here: its concepts are explained all the same. None: they can.
 
     Raises
     ------
@@ -119,6 +121,7 @@ class Engine:
         cut: Cut | None = None,
         trunk: Trunk | None = None,
         of_parts: Engine | None = None,
+        without_parts: str | None = None,
     ) -> None:
         if bank.model != model.spec.name or bank.weights_digest != model.spec.weights_digest:
             raise InvalidInput(f"bank {bank.reference} is not a bank of model {model.spec.name!r} with these weights")
@@ -135,15 +138,20 @@ class Engine:
             )
         self.trunk = trunk or open_trunk(Runtime(), model, self.cut)
         self.codec = bank.codec().to(model.device, screening=self.trunk.precision != "float32")
+        # Made now, so that what a loaded bank holds does not depend on what it is asked.
+        self._together = self.codec.together() if len(bank.concepts) <= AT_ONCE else None
         self._substitutes = self.codec.substitutes and self.cut.dynamic
-        self.of_parts = Engine(model, bank.parts) if of_parts is None and bank.parts is not None else of_parts
+        if bank.parts is not None and of_parts is None and without_parts is None:
+            of_parts = Engine(model, bank.parts)
+        self.of_parts, self._without_parts = of_parts, without_parts
 
     @property
     def memory(self) -> Memory:
         """What it holds on its device, its parts not counted."""
         network = self.model.module
         model = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-        bank = sum(value.nbytes for value in vars(self.codec).values() if isinstance(value, Tensor))
+        codecs = {self.codec, self._together or self.codec}
+        bank = sum(value.nbytes for codec in codecs for value in vars(codec).values() if isinstance(value, Tensor))
         return Memory(model, self.trunk.bytes, bank)
 
     def warm_up(self, rows: int = 1) -> None:
@@ -158,12 +166,16 @@ class Engine:
     def _linear_trunk(self) -> bool:
         return input_maps.is_linear(self.cut)
 
-    @cached_property
-    def _together(self) -> Codec:
-        return self.codec.together()
-
     def _codec(self, concepts: ConceptScope) -> Codec:
-        return self._together if concepts == "all" else self.codec
+        """Return what solves for the codes of a scope; raise where that are too many concepts."""
+        codec = self._together if concepts == "all" else self.codec
+        if codec is None:
+            raise UnsupportedOption(
+                f"bank {self.bank.reference} has {len(self.bank.concepts)} concepts, and codes can be solved for "
+                f"{AT_ONCE} at once: ask for those of the target's class",
+                bank=self.bank.reference,
+            )
+        return codec
 
     def batch_key(self, options: ExplainOptions) -> BatchKey:
         """Return the key by which requests may share a batch."""
@@ -192,8 +204,8 @@ class Engine:
         """
         options = request.options
         if options.parts:
-            parts.check(self.bank, self.scope(options.concepts))
-        self._check_scope(options.concepts)
+            parts.check(self.bank, self.scope(options.concepts), self._without_parts)
+        self._codec(self.scope(options.concepts))
         colourful = self.cut.dynamic and self.model.spec.preprocessing.inverse
         input_maps.check(options, self.bank.kind, differentiable=self.codec.differentiable, colourful=colourful)
         if options.estimator == "ablation" and "contribution" in options.maps:
@@ -288,7 +300,7 @@ class Engine:
         UnsupportedOption
             If a concept belongs to another class than the target, or the bank has no concepts for the target.
         """
-        self._check_scope(request.concepts)
+        self._codec(self.scope(request.concepts))
         if request.target is not None:
             self._check_target(request.target, request.concepts)
         intervention.check(self.bank, self.model.spec, request)
@@ -484,14 +496,6 @@ class Engine:
             targets.append(target if error is None else spare)
             errors.append(error)
         return torch.tensor(targets, device=logits.device), errors
-
-    def _check_scope(self, concepts: ConceptScope) -> None:
-        if self.scope(concepts) == "all" and len(self.bank.concepts) > AT_ONCE:
-            raise UnsupportedOption(
-                f"bank {self.bank.reference} has {len(self.bank.concepts)} concepts, and codes can be solved for "
-                f"{AT_ONCE} at once: ask for those of the target's class",
-                bank=self.bank.reference,
-            )
 
     def _check_target(self, target: int, concepts: ConceptScope) -> None:
         classes = None if concepts == "all" else self.codec.classes()

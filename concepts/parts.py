@@ -14,7 +14,7 @@ from concepts.errors import UnsupportedOption
 from concepts.explanation import ConceptScope, EngineRequest, ExplainOptions, Explanation, PartsReport
 
 
-def check(bank: Bank, scope: ConceptScope) -> None:
+def check(bank: Bank, scope: ConceptScope, obstacle: str | None = None) -> None:
     """Refuse parts where there are none.
 
     Parameters
@@ -23,15 +23,22 @@ def check(bank: Bank, scope: ConceptScope) -> None:
         That of the concepts.
     scope
         Whose concepts explain.
+    obstacle
+        Why its parts cannot be computed; None where they can.
 
     Raises
     ------
     UnsupportedOption
-        If the bank has no parts, or the concepts of all classes explain.
+        If the bank has no parts, they cannot be computed, or the concepts of all classes explain.
     """
     if bank.parts is None:
         raise UnsupportedOption(
             f"bank {bank.reference} has no parts: train one with --parts-layer, or leave `parts` out",
+            bank=bank.reference,
+        )
+    if obstacle is not None:
+        raise UnsupportedOption(
+            f"the parts of bank {bank.reference} are not served here: {obstacle}, or leave `parts` out",
             bank=bank.reference,
         )
     if scope == "all":

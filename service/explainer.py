@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from concepts.cut import Cut
 from concepts.engine import BatchKey, Engine, Memory
-from concepts.errors import DeadlineExceeded, InvalidModel, Unavailable, WhenceError
+from concepts.errors import DeadlineExceeded, InvalidModel, Unavailable, UnsupportedOption, WhenceError
 from concepts.explanation import ConceptScope, EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
@@ -231,15 +231,19 @@ class Explainer:
     async def _load_engine(self, key: EngineKey) -> Engine:
         bank = await asyncio.to_thread(self._repository.load, key.version)
         section = await self._sections.get(_SectionKey(bank.model, key.model_digest, bank.layer))
-        earlier = None
+        earlier, obstacle = None, None
         if bank.parts is not None:
-            earlier = await self._sections.get(_SectionKey(bank.model, key.model_digest, bank.parts.layer))
+            try:
+                earlier = await self._sections.get(_SectionKey(bank.model, key.model_digest, bank.parts.layer))
+            except (UnsupportedOption, InvalidModel) as error:  # of the runtime, which does compute the concepts
+                obstacle = error.message
+                _log.warning("parts of bank %s are not served: %s", bank.reference, obstacle)
 
         def make() -> Engine:
             of_parts = None
             if bank.parts is not None and earlier is not None:
                 of_parts = Engine(earlier.model, bank.parts, earlier.cut, earlier.trunk)
-            engine = Engine(section.model, bank, section.cut, section.trunk, of_parts)
+            engine = Engine(section.model, bank, section.cut, section.trunk, of_parts, obstacle)
             engine.warm_up()
             if self._device.type == "cuda":  # which chooses kernels and takes memory by size
                 engine.warm_up(self._batch_limit)

@@ -476,15 +476,32 @@ def test_concepts_of_all_classes_are_those_of_a_bank_without_classes(
 
 
 def test_too_many_concepts_are_not_solved_for_at_once(
-    bank: Bank, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    model: Model, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = EngineRequest(WITHOUT_CONCEPTS, options(concepts="all"))
     monkeypatch.setattr("concepts.engine.AT_ONCE", len(bank.concepts))
-    engine.check(everything)
+    Engine(model, bank).check(everything)
     monkeypatch.setattr("concepts.engine.AT_ONCE", len(bank.concepts) - 1)
+    engine = Engine(model, bank)
     engine.check(EngineRequest(0, options()))
     with pytest.raises(UnsupportedOption, match="those of the target's class"):
         engine.check(everything)
+
+
+def test_memory_counts_the_dictionary_of_all_classes_whether_asked_for_or_not(
+    model: Model, bank: Bank, engine: Engine, views: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = Engine(model, bank)
+    before = fresh.memory
+    explain(fresh, views[:1], None, concepts="all")
+    assert fresh.memory == before
+    monkeypatch.setattr("concepts.engine.AT_ONCE", len(bank.concepts) - 1)
+    count = len(bank.concepts)
+    # float32 rows, float64 products of all pairs, int64 ids.
+    assert before.bank - Engine(model, bank).memory.bank == 4 * count * bank.channels + 8 * count**2 + 8 * count
+    free = replace(bank, concepts=tuple(replace(concept, class_index=None) for concept in bank.concepts))
+    monkeypatch.undo()
+    assert Engine(model, free).memory.bank == 4 * count * bank.channels + 8 * count**2 + 8 * count
 
 
 def test_image_maps_are_the_grid_resized_without_a_shift(

@@ -123,6 +123,18 @@ def test_parts_of_a_bank_without_any_are_refused_with_the_remedy(model: Model, b
         engine.check(EngineRequest(0, options(parts=True, concepts="all")))
 
 
+def test_concepts_are_explained_where_their_parts_cannot_be_computed(
+    model: Model, tree: Bank, engine: Engine, views: NDArray[np.uint8]
+) -> None:
+    without = Engine(model, tree, without_parts="no runtime has this layer: use another")
+    assert without.of_parts is None
+    without.warm_up()
+    for one, other in zip(explain(without, views[:2], 0), explain(engine, views[:2], 0), strict=True):
+        close(one, other)
+    with pytest.raises(UnsupportedOption, match=f"{tree.reference} are not served .*: use another, or leave .parts."):
+        without.check(EngineRequest(0, options(parts=True)))
+
+
 def test_parts_cannot_be_scaled(tree: Bank, engine: Engine) -> None:
     engine.check_intervention(InterventionRequest(None, {0: 0.0}))
     part = len(tree.concepts)
