@@ -45,11 +45,19 @@ class Way(NamedTuple):
     settings: dict[str, Any]
 
 
+FREE = "FACE, free codes"
+"""FACE's own problem, in which codes know the prediction; its ``fitted`` columns are of these codes."""
+
 WAYS = {
     "plain NMF": Way("face", {"patch_size": PREPROCESSING.width, "variant": "spatial", "lambda_": 0}),
     "CRAFT": Way("craft", {"patch_size": PATCH}),
     "FACE": Way("face", {"patch_size": PATCH, "max_error_increase": 0.07}),
     "FACE, pooled": Way("face", {"patch_size": PATCH, "max_error_increase": 0.07, "variant": "pooled"}),
+    FREE: Way(
+        "face",
+        {"patch_size": PATCH, "max_error_increase": 0.07, "variant": "pooled", "codes": "free", "focus": 0}
+        | {"fit_crops": 10**6, "stability_folds": 0},
+    ),
     "prototypes": Way("prototypes", {}),
 }
 """``plain NMF`` is of all positions of whole images: FACE that gives predictions no weight."""
@@ -121,6 +129,8 @@ def columns(model: Model, bank: Bank, root: Path, classes: Sequence[str]) -> dic
         values |= {f"pooled {column}": test[column] for column in COLUMNS[2:]}
         values |= {f"served {column}": known[key] for column, key in SERVED.items()}
         values |= {key.replace("_", " "): known[key] for key in ("stability", *KEPT) if key in known}
+        if bank.configuration.get("codes") == "free":
+            values |= {"fitted train mse": known["training_mse"], "fitted train kl": known["training_kl"]}
         result[name] = values
     return result
 
@@ -165,7 +175,7 @@ def publish(found: dict[str, dict[str, dict[str, float]]], classes: Sequence[str
     rows = []
     for label, by_class in found.items():
         for name in set(classes) & set(PUBLISHED):
-            for codes in ("pooled", "served"):
+            for codes in ("pooled", "served", "fitted"):
                 for column, theirs in zip(COLUMNS, PUBLISHED[name], strict=True):
                     value = by_class[name].get(f"{codes} {column}")
                     if value is not None:

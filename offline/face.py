@@ -6,18 +6,18 @@ so here U is not free. It *is* the least-squares codes of A on W, and the object
 
     ``E(W) / E(W₀) + λ · (KL(W) + φ · S(W))``
 
-with W₀ the plain factorisation, E the mean squared error by entry, and KL the mean by crop, in nats. So λ is a pure
+W₀ is the plain factorisation, E the mean squared error by entry, and KL the mean by crop, in nats. So λ is a pure
 number: at 1, a nat weighs as much as the whole error of the plain factorisation. S is the share of a crop's Sobol
 indices that the leading concept does not have, by contributions ``c_k = Σ_pos z_k ⟨∂y_t/∂a, d_k⟩`` (their closed form).
 A factorisation may spread the evidence for a class over all concepts or gather it in one at nearly the same error; φ
-says how much gathering it is worth. With φ = 0 the terms are FACE's.
+says how much gathering it is worth. With φ = 0 the terms are FACE's; with free codes, to compare, so is the problem.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,11 @@ _STEP = 4.0
 """Factor between weights while only one side of the budget is known."""
 _MEMORY = 20
 """Steps that the quasi-Newton method remembers."""
+_FREE_ROUNDS = 10
+"""Times as many iterations with free codes."""
+
+Codes = Literal["served", "free"]
+
 _TINY = 1e-30
 """Stands for an error of zero, in which nothing can be measured."""
 
@@ -60,11 +65,12 @@ class Material:
         """Return some of the crops."""
         return Material(self.crops[chosen], self.gradient[chosen], self.head)
 
-    def chunks(self) -> Iterator[Material]:
-        """Yield the crops in parts that bound the memory of the head and of the codes."""
+    def chunks(self) -> Iterator[tuple[slice, Material]]:
+        """Yield the crops, and which they are, in parts that bound the memory of the head and of the codes."""
         size = max(_ELEMENTS // self.crops[0].numel(), 1)
         for first in range(0, len(self.crops), size):
-            yield self.rows(slice(first, first + size))
+            part = slice(first, min(first + size, len(self.crops)))
+            yield part, self.rows(part)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,9 @@ class Settings:
     tolerance: float = 1e-6
     """Relative decrease of the objective at which a descent is done."""
     max_iterations: int = 200
-    """Of one descent."""
+    """Of one descent; free codes are many more numbers, and get ten times as many."""
+    codes: Codes = "served"
+    """What the codes of the crops are: served, those that a bank gives; free, whatever serves the objective best."""
 
 
 class Losses(NamedTuple):
@@ -99,7 +107,10 @@ class Fit(NamedTuple):
 
     dictionary: Tensor
     """``W``, float64 ``[K, C]``, ≥ 0; rows have unit length, or are zero."""
+    codes: Tensor | None
+    """``U``, float64 ``[M, P, K]``, ≥ 0, where they are free."""
     losses: Losses
+    """With its codes."""
     plain: Losses
     """Of the start."""
     weight: float
@@ -127,14 +138,14 @@ def fit(material: Material, start: Tensor, settings: Settings) -> Fit:
     """
     start = functional.normalize(start, dim=1)
     descent = _Descent(material, leading(material, start), settings, start)
+    best = Fit(start, None, descent.plain, descent.plain, 0.0, 0)
     if settings.weight is not None:
-        return descent.run(start, settings.weight)
+        return descent.run(best, settings.weight)
     limit = descent.plain.error * (1 + settings.max_error_increase)
-    best = Fit(start, descent.plain, descent.plain, 0.0, 0)
-    following, weight, below, above = start, _FIRST, None, None
+    following, weight, below, above = best, _FIRST, None, None
     for _ in range(_SEARCHES):
-        found = descent.run(following, weight)
-        following, increase = found.dictionary, found.increase
+        following = found = descent.run(following, weight)
+        increase = found.increase
         if found.losses.error > limit:
             above = (weight, increase)
         else:
@@ -147,14 +158,14 @@ def fit(material: Material, start: Tensor, settings: Settings) -> Fit:
 
 
 def measure(material: Material, dictionary: Tensor, lead: int) -> Losses:
-    """Return the losses of a dictionary ``[K, C]`` whose leading concept is known."""
-    return _accumulate(material, dictionary, lead, None)
+    """Return the losses of a dictionary ``[K, C]`` whose leading concept is known, with the codes that are served."""
+    return _accumulate(material, dictionary, None, lead, None)
 
 
 def leading(material: Material, dictionary: Tensor) -> int:
     """Return the concept with the largest mean Sobol index over crops."""
     with torch.no_grad():
-        parts = [_indices(part, _codes(part, dictionary), dictionary).sum(0) for part in material.chunks()]
+        parts = [_indices(part, _codes(part, dictionary), dictionary).sum(0) for _, part in material.chunks()]
     return int(torch.stack(parts).sum(0).argmax())
 
 
@@ -170,44 +181,65 @@ class _Descent:
         """Return what is minimised within a budget."""
         return found.losses.kl + self._settings.focus * found.losses.spread
 
-    def run(self, start: Tensor, weight: float) -> Fit:
-        """Descend from a dictionary by a quasi-Newton method with bounds (L-BFGS-B, Byrd et al. 1995)."""
+    def run(self, start: Fit, weight: float) -> Fit:
+        """Descend from a fit by a quasi-Newton method with bounds (L-BFGS-B, Byrd et al. 1995)."""
         scale = Losses(1 / max(self.plain.error, _TINY), weight, weight * self._settings.focus)
+        place, rounds = [start.dictionary], self._settings.max_iterations
+        if self._settings.codes == "free":
+            place.append(self._all_codes(start.dictionary) if start.codes is None else start.codes)
+            rounds *= _FREE_ROUNDS
+        sizes, device = [factor.numel() for factor in place], start.dictionary.device
+
+        def factors(flat: NDArray[np.float64]) -> list[Tensor]:
+            parts = torch.from_numpy(flat).to(device).split(sizes)
+            return [part.view_as(like).clone() for part, like in zip(parts, place, strict=True)]
 
         def value_and_slope(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            dictionary = torch.from_numpy(flat).view_as(start).to(start.device).requires_grad_()
-            found = _accumulate(self._material, dictionary, self._lead, scale)
+            leaves = [factor.requires_grad_() for factor in factors(flat)]
+            found = _accumulate(self._material, leaves[0], leaves[1] if len(leaves) > 1 else None, self._lead, scale)
             self.evaluations += 1
-            slope = torch.zeros_like(start) if dictionary.grad is None else dictionary.grad
-            total = float(np.dot(scale, found))
-            return total, slope.flatten().cpu().numpy()
+            slopes = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+            return float(np.dot(scale, found)), torch.cat([slope.flatten() for slope in slopes]).cpu().numpy()
 
-        options = {"maxiter": self._settings.max_iterations, "maxcor": _MEMORY, "ftol": self._settings.tolerance}
-        bounds = [(0.0, None)] * start.numel()
-        flat = start.flatten().cpu().numpy()
+        options = {"maxiter": rounds, "maxfun": 2 * rounds, "maxcor": _MEMORY, "ftol": self._settings.tolerance}
+        flat = torch.cat([factor.flatten() for factor in place]).cpu().numpy()
+        bounds = [(0.0, None)] * len(flat)
         ended = minimize(value_and_slope, flat, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        reached = factors(ended.x)
         # Codes take up what rows are scaled by: nothing changes.
-        dictionary = functional.normalize(torch.from_numpy(ended.x).view_as(start).to(start.device), dim=1)
-        losses = measure(self._material, dictionary, self._lead)
-        return Fit(dictionary, losses, self.plain, weight, self.evaluations)
+        length = reached[0].norm(dim=1)
+        dictionary = functional.normalize(reached[0], dim=1)
+        codes = reached[1] * length if len(reached) > 1 else None
+        losses = _accumulate(self._material, dictionary, codes, self._lead, None)
+        return Fit(dictionary, codes, losses, self.plain, weight, self.evaluations)
+
+    def _all_codes(self, dictionary: Tensor) -> Tensor:
+        """Return the codes of all crops, where free ones begin."""
+        with torch.no_grad():
+            return torch.cat([_codes(part, dictionary) for _, part in self._material.chunks()])
 
 
-def _accumulate(material: Material, dictionary: Tensor, lead: int, scale: Losses | None) -> Losses:
-    """Return the losses, part by part; with a scale, add the gradient of their weighted sum to the dictionary's."""
+def _accumulate(
+    material: Material, dictionary: Tensor, codes: Tensor | None, lead: int, scale: Losses | None
+) -> Losses:
+    """Return the losses, part by part; with a scale, add the gradient of their weighted sum to the factors'.
+
+    Codes ``[M, P, K]``; None: those that are served.
+    """
     total = torch.zeros(3, dtype=torch.float64)
     with torch.set_grad_enabled(scale is not None):
-        for part in material.chunks():
-            losses = _losses(part, dictionary, lead) * (len(part.crops) / len(material.crops))
+        for place, part in material.chunks():
+            own = _codes(part, dictionary) if codes is None else codes[place]
+            losses = _losses(part, dictionary, own, lead) * (len(part.crops) / len(material.crops))
             if scale is not None:
                 (losses * losses.new_tensor(scale)).sum().backward()
             total += losses.detach().cpu()
     return Losses(*total.tolist())
 
 
-def _losses(part: Material, dictionary: Tensor, lead: int) -> Tensor:
+def _losses(part: Material, dictionary: Tensor, codes: Tensor, lead: int) -> Tensor:
     """Return the means of the three losses over the crops, float64 ``[3]``."""
-    a, codes = part.crops, _codes(part, dictionary)
-    reconstruction = codes @ dictionary
+    a, reconstruction = part.crops, codes @ dictionary
     with torch.no_grad():
         p = functional.log_softmax(part.head(a).double(), 1)
     q = functional.log_softmax(part.head(reconstruction.to(a.dtype)).double(), 1)

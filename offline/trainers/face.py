@@ -65,6 +65,11 @@ class FaceConfig(CropConfig):
     focus: float = Field(
         0.3, ge=0, allow_inf_nan=False, description="Weight, in nats, of gathering a class's evidence in one concept."
     )
+    codes: face.Codes = Field(
+        "served",
+        description="What is optimised: served, the dictionary alone, with the codes that explanations use; free, the "
+        "crops' codes with it, as published, which explanations then do not have.",
+    )
     fit_crops: int = Field(512, ge=1, description="Most crops of a class that the dictionary is fitted to.")
 
     @model_validator(mode="after")
@@ -75,7 +80,7 @@ class FaceConfig(CropConfig):
 
     def settings(self) -> Settings:
         """Return what is wanted of each dictionary."""
-        return Settings(self.lambda_, self.max_error_increase or BUDGET, self.focus)
+        return Settings(self.lambda_, self.max_error_increase or BUDGET, self.focus, codes=self.codes)
 
 
 class Face:
@@ -155,7 +160,7 @@ def material_of(cut: Cut, crops: Tensor, target: int) -> Material:
     """
     head = _head(cut, crops.shape[1])
     gradients = []
-    for part in Material(crops, crops, head).chunks():
+    for _, part in Material(crops, crops, head).chunks():
         with torch.enable_grad():
             leaf = part.crops.detach().requires_grad_()
             try:

@@ -123,6 +123,25 @@ def test_predictions_are_kept_better_and_the_budget_holds(head):
     torch.testing.assert_close(found.dictionary.norm(dim=1), torch.ones(RANK, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_free_codes_are_those_of_the_published_objective(head):
+    given = material(head)
+    start = plain(given.crops)
+    served = face.fit(given, start, Settings(max_error_increase=0.05, focus=0.0))
+    free = face.fit(given, start, Settings(max_error_increase=0.05, focus=0.0, codes="free"))
+    assert bool((free.codes >= 0).all())
+    rebuilt = free.codes @ free.dictionary
+    error = float((rebuilt - given.crops.double()).square().mean())
+    inputs = [given.head(x.to(given.crops.dtype)).detach().double().numpy() for x in (given.crops, rebuilt)]
+    p, q = (log_softmax(logits, axis=1) for logits in inputs)
+    assert free.losses.error == pytest.approx(error, rel=1e-6)
+    assert free.losses.kl == pytest.approx((np.exp(p) * (p - q)).sum(1).mean(), rel=1e-3)
+    assert error <= 1.05 * free.plain.error
+    # They know the prediction; those that are served with the same dictionary do not.
+    assert free.losses.kl < served.losses.kl
+    assert free.losses.kl < face.measure(given, free.dictionary, 0).kl
+
+
 def test_a_larger_budget_keeps_predictions_better():
     given = material(convolutional)
     start = plain(given.crops)
