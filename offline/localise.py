@@ -25,8 +25,7 @@ def localise(
 ) -> dict[str, Any] | None:
     """Match concepts to attributes and measure where they look.
 
-    Every image gets codes of the concepts of all classes together, so that they compete for what they explain: that of
-    one class alone would stand for whatever is there. AUROC takes the activation summed over positions, the pointing
+    Every image gets the codes of every class's concepts. AUROC takes the activation summed over positions, the pointing
     game and the intersection over union the activation maps on images that show the attribute.
 
     Parameters
@@ -49,11 +48,10 @@ def localise(
     if model.spec.preprocessing.resize is not None:
         return None
     keys: list[str] = []
-    coded: list[Codes] = []
-    codec = codec.together()
+    coded: list[list[Codes]] = []
     for batch in stream:
         keys += batch.keys
-        coded.append(_codes(model, cut, codec, batch.views))
+        coded.append(_all_codes(model, cut, codec, batch.views))
     if not keys:
         return None
     present = truth.present[[truth.rows[key] for key in keys]]
@@ -90,22 +88,29 @@ def localise_held_out(
     return localise(task.model, task.cut, codec, concepts, stream, truth)
 
 
-def _codes(model: Model, cut: Cut, codec: Codec, views: NDArray[np.uint8]) -> Codes:
-    """Return the codes of a batch by a codec whose concepts belong to no class."""
+def _all_codes(model: Model, cut: Cut, codec: Codec, views: NDArray[np.uint8]) -> list[Codes]:
+    """Return the codes of a batch for each class that has concepts, or for none in particular."""
     with torch.no_grad():
         positions = cut.positions(cut.trunk(model.inputs(views)))
-        nobody = torch.zeros(len(views), dtype=torch.int64, device=model.device)
-        return codec.encode(positions, nobody).to("cpu")
+        return [
+            codec.encode(positions, torch.full((len(views),), target, device=model.device)).to("cpu")
+            for target in sorted(codec.classes() or {0})
+        ]
 
 
-def _totals(codes: Codes, concepts: int) -> Tensor:
+def _totals(codes: Sequence[Codes], concepts: int) -> Tensor:
     """Return the activation of all concepts of the bank, summed over positions, ``[B, K]``."""
-    totals = torch.zeros(len(codes.ids), concepts + 1)
-    return totals.scatter_(1, codes.ids.masked_fill(codes.ids == EMPTY, concepts), codes.total())[:, :concepts]
+    totals = torch.zeros(len(codes[0].ids), concepts + 1)
+    for one in codes:
+        totals.scatter_(1, one.ids.masked_fill(one.ids == EMPTY, concepts), one.total())
+    return totals[:, :concepts]
 
 
-def _maps(codes: Codes, concept: int) -> Tensor:
+def _maps(codes: Sequence[Codes], concept: int) -> Tensor:
     """Return the activation map of one concept, ``[B, P]``; zero where it is silent."""
-    rows, slots = (codes.ids == concept).nonzero(as_tuple=True)
-    found = codes.maps(rows, slots)
-    return found.new_zeros(len(codes.ids), codes.values.shape[1]).index_copy_(0, rows, found)
+    for one in codes:
+        rows, slots = (one.ids == concept).nonzero(as_tuple=True)
+        if len(rows):
+            found = one.maps(rows, slots)
+            return found.new_zeros(len(one.ids), found.shape[1]).index_copy_(0, rows, found)
+    return torch.zeros(len(codes[0].ids), codes[0].values.shape[1])
