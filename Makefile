@@ -26,7 +26,9 @@ demo: $(INSTALLED)  ## Learn banks, serve them, explain images; pictures and a p
 	@$(BIN)/python -m demo.run
 
 test: $(INSTALLED)  ## Run all tests.
-	@$(BIN)/python -m pytest -q
+	@# Files side by side, one thread each; then those that start servers, which need the machine for themselves.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --ignore tests/e2e
+	$(BIN)/python -m pytest -q tests/e2e
 
 lint: $(INSTALLED) $(BUF_INSTALLED)  ## Check style, types and the wire contract.
 	@$(BIN)/ruff check .

@@ -71,22 +71,20 @@ class Cropping:
         """What was left to it, as it chose it."""
         return {"patch_size": self.grid.patch_size, "enlarge": self.grid.enlarge}
 
-    def cut(self, keys: Sequence[str], method: str, taken: Callable[[Tensor], Tensor]) -> Crops:
+    def cut(self, keys: Sequence[str], taken: Callable[[Tensor], Tensor]) -> Crops:
         """Return the crops of images.
 
         Parameters
         ----------
         keys
             Of the images.
-        method
-            What they are for.
         taken
             From activations of crops at their places in the image, float32 ``[n, P, C]`` ≥ 0, to what is kept of them.
 
         Raises
         ------
         NotTrainable
-            If an activation is negative, in the name of the method.
+            If an activation is negative.
         """
         task, kept = self.task, []
         crops = Crops(torch.empty(0), [], [], {})
@@ -94,7 +92,7 @@ class Cropping:
             with torch.no_grad():
                 a = task.cut.trunk(self.grid.crops(task.model.inputs(batch.views)))
             if bool((a < 0).any()):
-                raise negative_activations(task.model, task.cut.layer, method)
+                raise negative_activations(task.model, task.cut.layer)
             kept.append(taken(task.cut.positions(a)[:, task.cut.layout.tokens :]))
             crops.keys.extend(batch.keys)
             crops.boxes.extend(batch.boxes)

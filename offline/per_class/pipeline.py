@@ -92,9 +92,9 @@ def train_classes(
         If the configuration does not fit the model, the repository or this machine.
     """
     task = open_task(repository, config, report)
-    method = method_of(task)
     if not task.cut.non_negative:
-        raise negative_activations(task.model, config.layer, method.name)
+        raise negative_activations(task.model, config.layer)
+    method = method_of(task)
     wanted = task.classes()
     encoder = None if config.encoder is None else open_encoder(config.encoder, repository, task.model.device)
     workspace = repository.workspace(config.model, config.layer, config.name)

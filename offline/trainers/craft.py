@@ -38,7 +38,7 @@ class Craft:
         """See ``Method.learn``."""
         del target
         config = self._task.config
-        crops = self._cropping.cut(members, self.name, lambda positions: positions.mean(1))
+        crops = self._cropping.cut(members, lambda positions: positions.mean(1))
         rows = crops.vectors.double()
         found = factorising.factorise(rows, config)
         codes, dictionary = found.codes[0], found.dictionary[0]

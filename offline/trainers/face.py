@@ -103,7 +103,7 @@ class Face:
     def learn(self, target: int, members: Sequence[str]) -> Lesson:
         """See ``Method.learn``."""
         config = self._task.config
-        crops = self._cropping.cut(members, self.name, _TAKEN[self._variant])
+        crops = self._cropping.cut(members, _TAKEN[self._variant])
         chosen = _some(len(crops.vectors), config.fit_crops, config.seed)
         material = material_of(self._task.cut, crops.vectors[chosen], target)
         plain = factorising.factorise(_rows(material), config)

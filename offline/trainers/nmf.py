@@ -77,7 +77,7 @@ def _ranks(task: Task[NmfConfig]) -> list[int]:
     """Return the ranks that are wanted, checked before the work."""
     config, channels = task.config, task.cut.layout.channels
     if not task.cut.non_negative:
-        raise negative_activations(task.model, config.layer, "nmf")
+        raise negative_activations(task.model, config.layer)
     ranks = list(dict.fromkeys(config.ranks)) or [min(25, channels)]
     for rank in ranks:
         if not 1 <= rank <= channels:

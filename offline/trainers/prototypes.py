@@ -65,7 +65,7 @@ class Prototypes:
         kept = []
         for batch, a in passes.activations(task.model, cut, task.stream(task.training, members)):
             if bool((a < 0).any()):
-                raise negative_activations(task.model, cut.layer, self.name)
+                raise negative_activations(task.model, cut.layer)
             targets = torch.full((len(a),), target, device=a.device)
             parts = self._attribution(task.model.inputs(batch.views), a, targets)
             weights = cut.positions(parts).relu().mean(2, keepdim=True)
