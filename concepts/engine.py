@@ -40,6 +40,7 @@ from concepts.explanation import (
 from concepts.input_maps import InputMaps, Rooted
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
+from concepts.parts import PartsCodec, Whole
 from concepts.runtimes import Runtime, Trunk, open_trunk
 
 Answer = TypeVar("Answer", Explanation, Intervention)
@@ -137,7 +138,7 @@ class Engine:
                 f"bank {bank.reference} has concepts of class {strange[0]}, which its model does not have"
             )
         self.trunk = trunk or open_trunk(Runtime(), model, self.cut)
-        self.codec = bank.codec().to(model.device, screening=self.trunk.precision != "float32")
+        self.codec = parts.codec(bank).to(model.device, screening=self.trunk.precision != "float32")
         # Made now, so that what a loaded bank holds does not depend on what it is asked.
         self._together = self.codec.together() if len(bank.concepts) <= AT_ONCE else None
         self._substitutes = self.codec.substitutes and self.cut.dynamic
@@ -219,7 +220,9 @@ class Engine:
         if request.target is not None:
             self._check_target(request.target, options.concepts)
 
-    def explain(self, views: NDArray[np.uint8], requests: Sequence[EngineRequest]) -> list[Explanation | WhenceError]:
+    def explain(
+        self, views: NDArray[np.uint8], requests: Sequence[EngineRequest], whole: Whole | None = None
+    ) -> list[Explanation | WhenceError]:
         """Explain a batch; each image's answer is what it would be alone.
 
         Parameters
@@ -228,6 +231,8 @@ class Engine:
             uint8 ``[B, height, width, 3]``: what the model sees of each image, from ``Preprocessing.fit``.
         requests
             One an image, each accepted by ``check``; all with the same ``batch_key``.
+        whole
+            Of an engine of parts: what their concepts say of these images. Where omitted, each concept has all.
 
         Returns
         -------
@@ -244,7 +249,7 @@ class Engine:
         clock = _Stopwatch(self.model.device)
         options = [request.options for request in requests]
         targets = [request.target for request in requests]
-        encoded = self._encode(views, targets, clock, key.concepts, key.input_method)
+        encoded = self._encode(views, targets, clock, key.concepts, key.input_method, whole)
         findings = self._findings(encoded, key)
         slots = answers.chosen_slots(findings, options)
         maps = answers.layer_maps(findings, slots, options, self.cut.layout, views.shape[1:3])
@@ -259,7 +264,7 @@ class Engine:
             for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
         ]
         if key.parts:
-            explained = self._with_parts(views, explained, options)
+            explained = self._with_parts(views, explained, options, encoded.codes)
         return _timed(explained, clock)
 
     def _with_parts(
@@ -267,6 +272,7 @@ class Engine:
         views: NDArray[np.uint8],
         explained: Sequence[Explanation | WhenceError],
         options: Sequence[ExplainOptions],
+        codes: Codes,
     ) -> list[Explanation | WhenceError]:
         """Explain the images by the parts of the concepts, too, and join the answers."""
         engine, result = self.of_parts, list(explained)
@@ -279,7 +285,8 @@ class Engine:
             and (request := parts.request(engine.bank, answer, options[row], engine.codec.classes())) is not None
         }
         if asked:
-            found = engine.explain(views[list(asked)], list(asked.values()))
+            rows, whole = list(asked), Whole(codes, self.cut.layout)
+            found = engine.explain(views[rows], list(asked.values()), whole.rows(rows))
             for row, more in zip(asked, found, strict=True):
                 answer = explained[row]
                 if isinstance(answer, Explanation):
@@ -350,6 +357,7 @@ class Engine:
         clock: _Stopwatch,
         concepts: ConceptScope,
         method: InputMethod | None = None,
+        whole: Whole | None = None,
     ) -> _Encoded:
         """Run trunk and head, settle the targets (None: the predicted class), and compute the codes."""
         x, codec = self.model.inputs(views), self._codec(concepts)
@@ -362,7 +370,10 @@ class Engine:
         targets, errors = self._targets(logits, wanted, concepts)
         clock.lap("head")
         with torch.no_grad():
-            codes = codec.encode(self.cut.positions(a), targets)
+            if whole is not None and isinstance(codec, PartsCodec):
+                codes: Codes = codec.encode_within(self.cut.positions(a), targets, self.cut.layout, whole)
+            else:
+                codes = codec.encode(self.cut.positions(a), targets)
         clock.lap("codes")
         return _Encoded(codec, x, root, a, logits, gradient_of, targets, errors, codes)
 

@@ -1,27 +1,29 @@
 """Parts of concepts: sub-concepts at an earlier layer (the recursion of CRAFT, arXiv 2211.10154, section 3.2).
 
-For each concept the crops that excite it most are taken; their mean activations at the earlier layer are factorised.
+For each concept the crops that excite it most are taken. Their mean activations at the earlier layer are factorised,
+weighed by how much of each position belongs to the concept: what else a crop shows must not become a part of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from concepts import nnls, parts
 from concepts.bank import Bank, Concept
-from concepts.codec import EMPTY
 from concepts.cut import Cut
+from concepts.engine import Engine
 from concepts.errors import NotTrainable
 from concepts.kinds.nmf import NmfCodec
+from concepts.layout import Layout
 from concepts.model import Model
-from offline import exemplars, localise, nmf, passes
+from offline import exemplars, nmf, splits
 from offline.exemplars import Excerpt
-from offline.images import shuffled
 from offline.per_class.crops import CropConfig, Cropping, Crops
 from offline.per_class.lesson import Lesson
 
@@ -32,8 +34,9 @@ class PartsConfig(CropConfig):
     parts_layer: str | None = Field(
         None, description="Earlier layer at which every concept is split into parts; default: no parts."
     )
-    parts: int = Field(3, ge=2, description="Parts a concept (the rank of the factorisation).")
+    parts: int = Field(5, ge=2, description="Parts a concept (the rank of the factorisation).")
     parts_crops: int = Field(100, ge=2, description="Most crops that a concept is split by: those that excite it most.")
+    parts_images: int = Field(300, ge=1, description="Most held-out images that parts are measured on.")
 
 
 @dataclass(frozen=True)
@@ -96,34 +99,41 @@ class Splitting:
         task.report("splitting concepts", len(lessons), len(lessons))
         if not owners:
             return bank, {}
-        dictionary = torch.cat(rows)
-        codec = NmfCodec(dictionary, owners)
-        codec.to(task.model.device)
         drawn = exemplars.draw(task.training, excerpts, first=len(bank.concepts))
-        numbers = self._statistics(codec, len(owners))
         records = tuple(
-            Concept(index, class_index=owner, statistics=statistics, exemplars=shown, parent=parent)
-            for index, (owner, statistics, shown, parent) in enumerate(
-                zip(owners, numbers, drawn.exemplars, parents, strict=True)
-            )
+            Concept(index, class_index=owner, exemplars=shown, parent=parent)
+            for index, (owner, shown, parent) in enumerate(zip(owners, drawn.exemplars, parents, strict=True))
         )
-        metrics = {**bank.metrics, "parts": self._metrics(codec, len(owners))}
         layout, layer = self._early.cut.layout, self._early.cut.layer
-        whole = replace(bank, metrics=metrics).with_parts(
-            "nmf", layer, layout.channels, records, {"dictionary": dictionary}
+        whole = bank.with_parts("nmf", layer, layout.channels, records, {"dictionary": torch.cat(rows)})
+        return self._measured(whole), drawn.pictures
+
+    def _measured(self, bank: Bank) -> Bank:
+        """Return the bank with what is measured of its parts on held-out images."""
+        task = self._early
+        if bank.parts is None:
+            return bank
+
+        def engine(of: Bank) -> Engine:
+            of_parts = None if of.parts is None else Engine(task.model, of.parts, task.cut)
+            return Engine(task.model, of, self._cropping.task.cut, of_parts=of_parts)
+
+        found = splits.measure(task, bank, engine, self._config.parts_images)
+        numbers = found.contributions
+        records = tuple(
+            replace(part, statistics={"contribution": numbers[part.id]} if part.id in numbers else {})
+            for part in bank.parts.concepts
         )
-        return whole, drawn.pictures
+        known = {} if found.attributes is None else {"attributes": found.attributes}
+        metrics = {**bank.metrics, "parts": {"layer": bank.parts.layer, "count": len(records), **known}}
+        return replace(bank, metrics=metrics, parts=replace(bank.parts, concepts=records, metrics=metrics))
 
     def _learn(self, lesson: Lesson) -> _Learned:
         """Factorise, concept by concept, the crops that excite it most."""
         config = self._config
-        late = self._cropping.cut(lesson.keys, "craft", lambda positions: positions.mean(1))
-        early = Cropping(self._early, self._cropping.grid).cut(lesson.keys, "craft", lambda p: p.mean(1))
-        codes = NmfCodec(lesson.dictionary, [None] * len(lesson.dictionary))
-        codes.to(late.vectors.device)
-        excited = codes.encode(late.vectors.unsqueeze(0), torch.zeros(1, dtype=torch.int64)).values[0]
+        excited, early = self._means(lesson)
         chosen = [_strongest(excited[:, concept], config.parts_crops) for concept in range(excited.shape[1])]
-        matrices = [early.vectors[crops].double() for crops in chosen]
+        matrices = [early.vectors[crops, concept].double() for concept, crops in enumerate(chosen)]
         able = [k for k, matrix in enumerate(matrices) if min(matrix.shape) >= config.parts and bool(matrix.any())]
         found = nmf.factorise_all(
             [matrices[k] for k in able],
@@ -133,40 +143,44 @@ class Splitting:
             tolerance=config.tolerance,
             max_iterations=config.max_iterations,
         )
-        rows, parents, excerpts = [early.vectors.new_empty(0, early.vectors.shape[1])], [], []
+        rows, parents, excerpts = [early.vectors.new_empty(0, early.vectors.shape[2])], [], []
         for concept, answer in zip(able, found, strict=True):
             used = answer.dictionary[0].any(1) & answer.codes[0].any(0)
             rows.append(answer.dictionary[0][used].float())
             parents += [concept] * int(used.sum())
-            excerpts += self._excerpts(early, chosen[concept], answer.codes[0][:, used].float())
+            # Solved anew: where parts are much alike, the factorisation's own codes are not quite settled.
+            codes = nnls.codes(matrices[concept].unsqueeze(0), answer.dictionary[:, used].double())[0]
+            excerpts += self._excerpts(early, chosen[concept], codes.float())
         return _Learned(torch.cat(rows).cpu(), parents, excerpts)
+
+    def _means(self, lesson: Lesson) -> tuple[Tensor, Crops]:
+        """Return how much crops excite each concept ``[N, K]``, and the mean of its share of each, ``[N, K, C']``."""
+        codec = NmfCodec(lesson.dictionary, [None] * len(lesson.dictionary))
+        codec.to(self._cropping.task.model.device)
+
+        def coded(positions: Tensor) -> Tensor:
+            rows = torch.cat([positions.mean(1, keepdim=True), positions], 1)
+            return codec.encode(rows, torch.zeros(len(rows), dtype=torch.int64)).values
+
+        late = self._cropping.cut(lesson.keys, coded).vectors
+        grids = _crop_layout(self._cropping.task.cut.layout, late.shape[1] - 1)
+        left = iter(late[:, 1:])
+
+        def weighed(positions: Tensor) -> Tensor:
+            codes = torch.stack([next(left) for _ in range(len(positions))])
+            grid = _crop_layout(self._early.cut.layout, positions.shape[1])
+            shares = parts.shares(codes, codes.sum(2), grids, grid)
+            means: Tensor = torch.einsum("npk,npc->nkc", shares, positions)
+            return means / shares.sum(1).clamp_min(torch.finfo(shares.dtype).tiny).unsqueeze(2)
+
+        early = Cropping(self._early, self._cropping.grid).cut(lesson.keys, weighed)
+        return late[:, 0], early
 
     def _excerpts(self, crops: Crops, chosen: Tensor, codes: Tensor) -> list[list[Excerpt]]:
         """Return the crops that excite each part most, of those chosen, by their codes ``[n, N]``."""
         everywhere = codes.new_zeros(len(crops.vectors), codes.shape[1])
         everywhere[chosen] = codes
         return self._cropping.excerpts(crops, everywhere.cpu())
-
-    def _statistics(self, codec: NmfCodec, parts: int) -> list[dict[str, float]]:
-        """Return each part's mean contribution on held-out images that are predicted as its class."""
-        task = self._early
-        quota = dict.fromkeys(codec.classes() or (), task.config.held_out_per_class)
-        keys = shuffled(task.held_out.keys, task.config.seed)
-        total, seen = torch.zeros(parts + 1, dtype=torch.float64), torch.zeros(parts + 1)
-        for batch in passes.explain(task.model, task.cut, codec, task.stream(task.held_out, keys), quota):
-            slots = batch.codes.ids.masked_fill(batch.codes.ids == EMPTY, parts).flatten().cpu()
-            total.index_add_(0, slots, batch.contributions.double().flatten().cpu())
-            seen.index_add_(0, slots, torch.ones(len(slots)))
-        means = zip(total[:parts].tolist(), seen[:parts].tolist(), strict=True)
-        return [{"contribution": value / count} if count else {} for value, count in means]
-
-    def _metrics(self, codec: NmfCodec, parts: int) -> dict[str, Any]:
-        """Return where parts look, in the terms of the concepts' own ``localisation``, where the truth is known."""
-        task = self._early
-        keys = shuffled(task.held_out.keys, task.config.seed)
-        measured = localise.localise_held_out(task, codec, parts, keys, task.config.truth_images)
-        known = {} if measured is None else {"localisation": measured}
-        return {"layer": task.cut.layer, "count": parts, **known}
 
 
 def _earlier(model: Model, cut: Cut, layer: str) -> Cut:
@@ -185,6 +199,13 @@ def _earlier(model: Model, cut: Cut, layer: str) -> Cut:
             f"from; {remedy}"
         )
     return earlier
+
+
+def _crop_layout(layout: Layout, positions: int) -> Layout:
+    """Return the layout of crops' positions at a layer, tokens left out: crops that are not enlarged are squares."""
+    rows, columns = layout.grid
+    side = math.isqrt(positions)
+    return layout._replace(grid=(rows, columns) if rows * columns == positions else (side, side), tokens=0)
 
 
 def _strongest(codes: Tensor, most: int) -> Tensor:

@@ -6,15 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.optimize
+import torch
 from numpy.typing import NDArray
 
+from concepts import parts
 from concepts.bank import Bank, Concept
 from concepts.engine import Engine
 from concepts.errors import UnknownClass, UnsupportedOption
 from concepts.explanation import EngineRequest, Explanation
 from concepts.intervention import InterventionRequest
+from concepts.layout import Layout
 from concepts.model import Model
-from tests.concepts.test_engine import ALL, MAPS, Reference, close, explain, options
+from tests.concepts.test_engine import ALL, MAPS, Floats, Reference, close, explain, options
 
 WITHOUT_PARTS = 2
 """A class that has concepts, but none with parts."""
@@ -38,14 +42,46 @@ def engine(model: Model, tree: Bank) -> Engine:
     return Engine(model, tree)
 
 
-def test_parts_are_what_their_own_bank_says_under_their_concepts(
+def bilinear(values: Floats, size: int) -> Floats:
+    """Resize ``[h, h]`` to ``[size, size]``: cells are points at their middles, the border goes on outwards."""
+    places = np.clip((np.arange(size) + 0.5) * len(values) / size - 0.5, 0, len(values) - 1)
+    low = np.minimum(places.astype(int), len(values) - 2)
+    weights = np.zeros((size, len(values)))
+    weights[np.arange(size), low] = 1 - (places - low)
+    weights[np.arange(size), low + 1] = places - low
+    return weights @ values @ weights.T
+
+
+def codes_within_concepts(model: Model, tree: Bank, view: NDArray[np.uint8], target: int) -> Floats:
+    """Return codes ``[K', H, W]`` of the parts of a class: concept by concept, position by position, of its share."""
+    assert tree.parts is not None
+    late, early = Reference(model, tree), Reference(model, tree.parts)
+    owned, dictionary = early.dictionary(target)
+    concepts, _ = late.dictionary(target)
+    whole = late.codes(late.activation(view), target)
+    a = early.activation(view)[0].numpy()
+    side = a.shape[1]
+    enlarged = np.stack([bilinear(each, side) for each in whole])
+    codes = np.zeros((len(owned), side, side))
+    for row, concept in enumerate(concepts):
+        family = [k for k, part in enumerate(owned) if tree.parts.concepts[part].parent == concept]
+        if not family:
+            continue
+        for i, j in np.ndindex(side, side):
+            everything = enlarged[:, i, j].sum()
+            share = enlarged[row, i, j] / everything if everything else 0.0
+            codes[family, i, j] = scipy.optimize.nnls(dictionary[family].T, share * a[:, i, j])[0]
+    return codes
+
+
+def test_parts_are_what_each_concepts_share_is_made_of(
     model: Model, tree: Bank, engine: Engine, views: NDArray[np.uint8]
 ) -> None:
     assert tree.parts is not None
     reference, target, first = Reference(model, tree.parts), 3, len(tree.concepts)
     for view, answer in zip(views[5:7], explain(engine, views[5:7], target, parts=True, maps=MAPS), strict=True):
-        a = reference.activation(view)
-        codes, (owned, dictionary) = reference.codes(a, target), reference.dictionary(target)
+        a, codes = reference.activation(view), codes_within_concepts(model, tree, view, target)
+        owned, dictionary = reference.dictionary(target)
         listed = [part for concept in answer.concepts for part in concept.parts]
         assert sorted(part.id - first for part in listed) == owned
         for concept in answer.concepts:
@@ -58,13 +94,26 @@ def test_parts_are_what_their_own_bank_says_under_their_concepts(
             assert part.contribution == pytest.approx(slope, rel=5e-3, abs=2e-3)
             assert part.activation == pytest.approx(codes[k].sum(), rel=1e-3, abs=1e-3 * codes.max())
             assert part.label == f"part {part.id - first}"
-            assert part.maps["activation"].values.shape == (16, 16)  # the concepts' grid is 8×8
+            np.testing.assert_allclose(part.maps["activation"].values, codes[k], atol=1e-3 * codes.max())
             assert float(part.maps["contribution"].values.sum()) == pytest.approx(part.contribution, abs=1e-4)
         assert answer.parts is not None
         assert answer.parts.layer == "layer2"
         assert answer.parts.contributions_total == pytest.approx(sum(p.contribution for p in listed), abs=1e-4)
         assert answer.parts.faithfulness.exactness == "first_order"
         assert answer.faithfulness.exactness == "exact"
+
+
+def test_shares_of_an_earlier_layer_add_up_where_concepts_are_active() -> None:
+    codes = torch.rand(2, 1 + 4, 3, generator=torch.Generator().manual_seed(0))
+    codes[:, 1:3] = 0.0  # the upper half
+    late, early = Layout("btc", 8, (2, 2), 1), Layout("btc", 4, (4, 4), 1)
+    found = parts.shares(codes, codes.sum(2), late, early)
+    assert found.shape == (2, 17, 3)
+    token = codes.sum(1) / codes.sum((1, 2)).unsqueeze(1)
+    torch.testing.assert_close(found[:, 0], token)
+    places = found[:, 1:].unflatten(1, (4, 4))
+    assert not places[:, 0].any()  # the row nearest to no concept at all
+    torch.testing.assert_close(places[:, 1:].sum(3), torch.ones(2, 3, 4))
 
 
 def test_the_concepts_are_the_same_with_and_without_parts(
