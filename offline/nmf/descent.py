@@ -44,7 +44,14 @@ class Descended(NamedTuple):
     """int64 ``[P]``."""
 
 
-def descend(batch: Tensor, factors: Factors, weights: Weights, tolerance: float, max_iterations: int) -> Descended:
+def descend(
+    batch: Tensor,
+    factors: Factors,
+    weights: Weights,
+    tolerance: float,
+    max_iterations: int,
+    spent: Tensor | None = None,
+) -> Descended:
     """Improve factors until their projected gradient is small.
 
     Each component of ``U`` and ``W`` in turn gets its exact minimiser with the others fixed (Cichocki & Phan 2009,
@@ -62,21 +69,26 @@ def descend(batch: Tensor, factors: Factors, weights: Weights, tolerance: float,
         Of the penalties.
     tolerance, max_iterations
         As of ``factorise``.
+    spent
+        Alternations that each problem has had before and that count, int64 ``[P]``; none where omitted.
     """
     problems, starts = len(batch), len(factors.U) // len(batch)
+    iterations = torch.zeros(problems, dtype=torch.int64, device=batch.device) if spent is None else spent.clone()
+    left = max_iterations - iterations
+    ends = set(left.tolist())
     state = _State.begin(batch, factors, weights)
     done = Factors(*(torch.empty_like(factor[::starts]) for factor in factors))
     residual = torch.full((problems,), torch.inf, dtype=batch.dtype, device=batch.device)
-    iterations = torch.zeros(problems, dtype=torch.int64, device=batch.device)
     active, halving = torch.arange(problems, device=batch.device), _FIRST_HALVING
-    for iteration in range(max_iterations + 1):
-        last = iteration == max_iterations
+    for iteration in range(max(ends) + 1):
+        last, looked = iteration == max(ends), iteration % _CHECK_EVERY == 0
         if state.starts > 1 and (iteration == halving or last):
             state, halving = state.best(1 if last else -(-state.starts // 2)), 2 * halving
-        if state.starts == 1 and (iteration % _CHECK_EVERY == 0 or last):
-            residual[active], iterations[active] = state.residual(), iteration
+        if state.starts == 1 and (looked or iteration in ends):
+            residual[active], iterations[active] = state.residual(), max_iterations - left[active] + iteration
             done.U[active], done.W[active] = state.U, state.W
-            unfinished = residual[active] > tolerance
+            # Where only others end here, a problem goes on to its next look, as it would by itself.
+            unfinished = (left[active] > iteration) & ((residual[active] > tolerance) | (not looked))
             active, state = active[unfinished], state.select(unfinished)
         if last or not len(active):
             break

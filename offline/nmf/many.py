@@ -210,9 +210,7 @@ def _together(
     raced = descend(narrow, begun, penalties.weigh(narrow), coarse, max_iterations)
     weights = penalties.weigh(batch)
     begun = Factors(raced.factors.U.to(batch) * scale, raced.factors.W.to(batch))
-    left = max_iterations - int(raced.iterations.max())
-    found = descend(batch, begun, weights, tolerance, left)
-    return finish(batch, found._replace(iterations=raced.iterations + found.iterations), weights)
+    return finish(batch, descend(batch, begun, weights, tolerance, max_iterations, raced.iterations), weights)
 
 
 def _interleaved(one: Tensor, more: Tensor) -> Tensor:

@@ -93,6 +93,13 @@ def test_many_together_are_as_each_alone(crops, penalties):
         assert float(one.residual) <= 1e-5
 
 
+def test_one_that_takes_all_its_iterations_leaves_the_others_theirs():
+    how = {"random_starts": 1, "tolerance": 1e-7, "max_iterations": 205}
+    slow, quick = factorise_all([noisy_product(80, 16, 3), rectified(80, 16, 0)], 5, **how)
+    assert int(slow.iterations) == 205 > int(quick.iterations)
+    assert float(slow.residual) > 1e-7 >= float(quick.residual)
+
+
 def test_more_starts_are_never_worse_than_the_first_alone(crops):
     for rows in crops:
         assert float(best_of(rows, 8).objective) <= float(best_of(rows, 8, random_starts=0).objective) * (1 + 1e-6)
