@@ -29,6 +29,9 @@ METRICS = {
     "localisation.auroc": "best-match AUROC",
     "localisation.pointing_game": "pointing game",
     "localisation.iou": "heatmap IoU",
+    "parts.attributes.auroc": "AUROC of a concept's best part for what the concept mixes",
+    "parts.attributes.auroc_concept": "… of the concept itself",
+    "parts.attributes.auroc_random": "… of the best of as many random directions",
 }
 """Metrics that the page lists, where a bank has them; means over classes."""
 

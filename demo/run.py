@@ -29,6 +29,15 @@ from demo.serving import serving
 EXPLAINED = 6
 """Held-out images that each model explains."""
 
+EXPLAINED_BY_PARTS = 2
+"""Held-out images of each class that is split into parts."""
+
+PARTS_LAYER = "stage1"
+"""Where the convolutional model tells colours apart best."""
+
+SPLIT = ("night-ring", "sand-striped")
+"""Classes whose concepts mix attributes; the demo splits these into parts."""
+
 REFUSED = 2
 """Exit code of ``whence-bank`` for what is the user's to mend."""
 
@@ -55,10 +64,11 @@ def main() -> None:
     repository = out / "repository"
     publish_models(repository)
     refusals = {name: train_craft(name, training, held_out, repository) for name in MODELS}
+    train_parts(training, held_out, repository)
     train_sae(training, held_out, repository)
     _say("Starting the service …")
     with serving(repository, log=out / "server.log") as server, whence.Client(server.address) as client:
-        shown = explain(client, held_out, out)
+        shown = explain(client, held_out, out) + explain_parts(client, held_out, out)
         page = write_page(out, client.banks(), shown, {name: why for name, why in refusals.items() if why})
     _say(f"Done in {time.monotonic() - start:.0f} s. Open {page} in a browser; the pictures lie beside it.")
 
@@ -99,6 +109,18 @@ def train_craft(name: str, training: Path, held_out: Path, repository: Path) -> 
     return refusal
 
 
+def train_parts(training: Path, held_out: Path, repository: Path) -> None:
+    """Learn concepts of two classes of the convolutional model, and the parts of these at an earlier layer."""
+    layer = MODELS["cnn"].layers[0]
+    _say(f"Learning concepts of cnn at {layer}, and their parts at {PARTS_LAYER} …")
+    command = ["train", "craft", "--name", "parts", "--model", "cnn", "--layer", layer, "--repository", str(repository)]
+    command += ["--images", str(training), "--held-out", str(held_out), "--concepts", "4", "--patch-size", "24"]
+    command += ["--random-starts", "0", "--stability-folds", "0", "--importance-images", "8", "--truth-images", "100"]
+    command += ["--parts-layer", PARTS_LAYER, "--parts-images", "60"]
+    command += ["--classes", ",".join(SPLIT)]
+    subprocess.run([str(_BIN / "whence-bank"), *command], check=True)  # noqa: S603
+
+
 def train_sae(training: Path, held_out: Path, repository: Path) -> None:
     """Learn a sparse dictionary of the B-cos model, and publish the layer's channels to compare it with."""
     layer = MODELS["bcos"].layers[0]
@@ -113,7 +135,7 @@ def train_sae(training: Path, held_out: Path, repository: Path) -> None:
 def explain(client: whence.Client, held_out: Path, out: Path) -> list[Shown]:
     """Explain held-out images with every bank; write a picture of each answer."""
     shown = []
-    for bank in client.banks():
+    for bank in (bank for bank in client.banks() if not bank.part_count):
         _say(f"Explaining with {bank.reference} …")
         images = _one_of_each(held_out, EXPLAINED)
         # Gradients add up where what follows the layer is affine; for the transformer they must be integrated.
@@ -136,6 +158,24 @@ def explain(client: whence.Client, held_out: Path, out: Path) -> list[Shown]:
             shown.append(
                 Shown(bank.reference, image.relative_to(held_out).as_posix(), picture.name, explanation, concepts)
             )
+    return shown
+
+
+def explain_parts(client: whence.Client, held_out: Path, out: Path) -> list[Shown]:
+    """Explain held-out images of the split classes by concepts and their parts; show what the best concept's are."""
+    shown = []
+    bank = f"cnn/{MODELS['cnn'].layers[0]}/parts"
+    _say(f"Explaining with {bank} …")
+    for image in (image for name in SPLIT for image in sorted((held_out / name).iterdir())[:EXPLAINED_BY_PARTS]):
+        # What follows the parts' layer is far from affine: their contributions must be integrated.
+        explanation = client.explain(
+            image, bank=bank, target=image.parent.name, estimator="integrated", top_k=2, maps="activation", parts=True
+        )
+        picture = out / f"cnn-parts-{image.parent.name}-{image.stem}.png"
+        explanation.save(picture)
+        best = client.concept(bank, explanation.concepts[0].id, max_exemplars=6)
+        concepts = [best, *(client.concept(bank, part, max_exemplars=6) for part in best.children)]
+        shown.append(Shown(bank, image.relative_to(held_out).as_posix(), picture.name, explanation, concepts))
     return shown
 
 

@@ -55,15 +55,17 @@ def test_the_demo_shows_pictures_and_a_page(clone: Path) -> None:
     demo = clone / "out" / "demo"
     page = (demo / "index.html").read_text()
     pictures = set(re.findall(r'src="([^"]+\.png)"', page))
-    assert len(pictures) == 24
+    assert len(pictures) == 28
     for name in pictures:
         with Image.open(demo / name) as picture:
             assert min(picture.size) > 400
     assert page.count("data:image/webp") > 100
-    assert page.count("top-1 agreement") == page.count("best-match AUROC") == 4
+    assert page.count("top-1 agreement") == page.count("best-match AUROC") == 5
+    assert "40 parts at stage1" in page
     assert "can be negative" in page  # why there is no NMF bank of the B-cos model
     banks = [version.reference for version in Repository(demo / "repository").banks()]
-    learned = ["bcos/stage3/channels", "bcos/stage3/sae", "cnn/stage3/craft", "vit/encoder.layers.relu/craft"]
+    learned = ["bcos/stage3/channels", "bcos/stage3/sae", "cnn/stage3/craft", "cnn/stage3/parts"]
+    learned += ["vit/encoder.layers.relu/craft"]
     assert banks == learned
 
 
