@@ -200,13 +200,14 @@ def mean_maps(cut: Cut, codec: Codec, x: Tensor, targets: Tensor, ids: Tensor, p
     points
         Model inputs like ``x``; one is held at a time, with its graph.
     """
-    maps = []
+    total, count = x.new_zeros(*ids.shape, *x.shape[2:]), 0
     for point in points:
         rooted = root(cut, point)
         with torch.no_grad():
             codes = codec.encode(cut.positions(rooted.a), targets)
-        maps.append(input_maps(cut, rooted, x, codes.slots_of(ids), partial(gradients, codec, codes)).values)
-    return torch.stack(maps).mean(0)
+        total += input_maps(cut, rooted, x, codes.slots_of(ids), partial(gradients, codec, codes)).values
+        count += 1
+    return total / count
 
 
 def gradients(codec: Codec, codes: Codes, slots: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from offline.task import Task
 WINDOW = 2
 """Rows and columns of positions that are averaged: one position alone may be an accident."""
 
+_COSINES = 2**25
+"""Most that are held at a time, or those of one image: a batch has as many as windows and concepts multiplied."""
+
 
 class Place(NamedTuple):
     """A window of positions in an image."""
@@ -81,12 +84,18 @@ class Nearest:
             Their classes, int64 ``[B]``.
         """
         windows = functional.normalize(self._pooled(positions), dim=2)
-        cosines, window = (windows @ self._directions.T).max(1)
+        cosines, window = self._largest(windows)
         others = cosines.masked_fill(predicted.unsqueeze(1) == self._owners, 0.0)
         self._anywhere.add(cosines.cpu(), window.cpu(), len(self._keys))
         self._elsewhere.add(others.cpu(), window.cpu(), len(self._keys))
         self._keys += keys
         self._views += views
+
+    def _largest(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the largest cosine of each concept in each of some images, and its window: ``[B, K]`` both."""
+        size = max(_COSINES // (windows.shape[1] * len(self._directions)), 1)
+        found = [(some @ self._directions.T).max(1) for some in windows.split(size)]
+        return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
 
     def found(self) -> Found:
         """Return the places."""

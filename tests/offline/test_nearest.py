@@ -10,6 +10,7 @@ import torch
 
 from concepts.layout import Layout
 from concepts.preprocessing import Box, Preprocessing
+from offline import nearest as module
 from offline.nearest import Nearest, Place, corner, excerpt
 
 IMAGES, CHANNELS, CONCEPTS = 40, 5, 6
@@ -44,6 +45,19 @@ def expected(layout: Layout, positions, direction, allowed, count: int) -> list[
         best = max(windows, key=windows.get)
         found.append((image, best, windows[best]))
     return sorted(found, key=lambda place: -round(place[2], 6))[:count]
+
+
+def test_images_are_compared_one_by_one_where_memory_asks_for_it(monkeypatch):
+    """Chunks are hidden: the answer is that of all at once."""
+    positions, dictionary, predicted, keys, boxes = world(LAYOUTS[0])
+    found = []
+    for most in (1, 2**25):
+        monkeypatch.setattr(module, "_COSINES", most)
+        nearest = nearest_of(LAYOUTS[0], dictionary)
+        nearest.add(keys, boxes, positions, predicted)
+        found.append(nearest.found())
+    for one, all_at_once in zip(chain(*found[0].nearest.values()), chain(*found[1].nearest.values()), strict=True):
+        assert [place._replace(cosine=0.0) for place in one] == [place._replace(cosine=0.0) for place in all_at_once]
 
 
 def nearest_of(layout: Layout, dictionary: torch.Tensor) -> Nearest:
