@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
+from concepts.errors import NotTrainable
 from offline import nmf
 from offline.metrics import dictionaries
 from offline.nmf import Factorisation
@@ -52,7 +55,8 @@ def metrics(rows: Tensor, places: int, found: Factorisation, config: PerClassCon
         "projected_gradient": float(found.residual),
     }
     if config.stability_folds > 1:
-        values |= _stability(rows, places, config)
+        with suppress(NotTrainable):  # too little is left without a fold: what was learned stands all the same
+            values |= _stability(rows, places, config)
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from concepts import nnls
 from concepts.cut import Cut
-from concepts.errors import InvalidInput
+from concepts.errors import InvalidInput, NotTrainable
 from concepts.repository import Repository
 from offline import face, nmf
 from offline.face import Fit, Material, Settings
@@ -114,7 +115,8 @@ class Face:
         codes = nnls.codes(pooled.unsqueeze(0), dictionary.unsqueeze(0))[0]
         values = _metrics(found, len(members), len(chosen))
         if config.stability_folds > 1:
-            values["stability"] = self._stability(material, chosen // self._cropping.grid.count, found)
+            with suppress(NotTrainable):  # too little is left without a fold: what was learned stands all the same
+                values["stability"] = self._stability(material, chosen // self._cropping.grid.count, found)
         return Lesson(
             dictionary=dictionary.float().cpu(),
             excerpts=self._cropping.excerpts(crops, codes.float().cpu()),

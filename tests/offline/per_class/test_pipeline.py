@@ -15,6 +15,7 @@ from offline.exemplars import Excerpt
 from offline.importance import Importance
 from offline.per_class.lesson import Lesson, Lessons
 from offline.progress import silent
+from offline.trainers import craft, face
 from offline.trainers.craft import CraftConfig, train
 from tests.offline.worlds import MODEL, repository, some_images
 
@@ -132,6 +133,16 @@ def test_more_concepts_than_fit_are_refused(images, tmp_path, changes, words):
     with pytest.raises(NotTrainable, match=words):
         train(files, config(images, **changes), silent)
     assert files.banks() == []
+
+
+@pytest.mark.parametrize("method", [craft, face])
+def test_a_class_of_one_image_is_learned_though_its_stability_cannot_be_measured(images, tmp_path, method):
+    few = config(images, classes=("ship",), concepts=3, images_per_class=1, min_images=1, stability_folds=2)
+    known = few.model_dump(exclude={"name", *(set(CraftConfig.model_fields) - set(method.TRAINER.config.model_fields))})
+    outcome = method.train(repository(tmp_path), method.TRAINER.config(**known), silent)
+    metrics = outcome.bank.metrics["classes"]["ship"]
+    assert metrics["training_images"] == 1
+    assert "stability" not in metrics
 
 
 def test_a_lesson_comes_back_as_it_was_kept(tmp_path):
