@@ -73,7 +73,7 @@ def factorise_stream(
     batch_size
         Vectors that are read, and whose codes are solved, at a time.
     sample
-        Vectors that are factorised in memory to begin with.
+        Vectors that are factorised in memory to begin with; those of zeros do not count.
     tolerance
         On the relative norm of the projected gradient of all vectors.
     max_passes
@@ -92,14 +92,14 @@ def factorise_stream(
     """
     check_rank(len(vectors), vectors.channels, rank)
     device = torch.device(device)
-    square, counted = _survey(vectors, batch_size, seed)
+    square, counted, rows = _survey(vectors, batch_size, seed, max(sample, rank))
+    rows = rows.to(device)
     weights = (penalties or Penalties()).weights(square.to(device).sqrt(), counted.to(device), vectors.channels)
-    rows = next(vectors.batches(min(max(sample, rank), len(vectors)), seed=seed, epoch=0)).to(device).double()
     if random_start:
         first = factorise(rows, rank, start="random", seed=seed, tolerance=tolerance, penalties=penalties)
     else:
         first = best_of(rows, rank, seed=seed, tolerance=tolerance, penalties=penalties)
-    lengths = first.codes.norm(dim=1).mT * (len(vectors) / len(rows)) ** 0.5
+    lengths = first.codes.norm(dim=1).mT * (int(counted) / len(rows)) ** 0.5
     course = _Course(_Place(first.dictionary[0], lengths))
     for number in range(1, max_passes + 1):
         reader = _Reader(course.place, weights)
@@ -114,16 +114,20 @@ def factorise_stream(
     return Streamed(best.place.W * (best.place.lengths > 0), best.objective, best.residual, number)
 
 
-def _survey(vectors: Vectors, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Check all vectors; return ``‖A‖²`` and how many are not zero."""
+def _survey(vectors: Vectors, batch_size: int, seed: int, sample: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Check all vectors; return ``‖A‖²``, how many are not zero, and a sample of these in float64."""
     square, counted = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+    kept: list[Tensor] = []
     for batch in vectors.batches(batch_size, seed=seed, epoch=0):
         check_entries(batch)
-        square += batch.double().square().sum()
-        counted += batch.any(1).sum()
+        rows = batch[batch.any(1)].double()
+        square += rows.square().sum()
+        if counted < sample:
+            kept.append(rows[: sample - int(counted)].clone())  # not the whole batch
+        counted += len(rows)
     if not counted:
         raise NotTrainable("activations are all zero: nothing can be learned from them")
-    return square, counted
+    return square, counted, torch.cat(kept)
 
 
 class _Place(NamedTuple):

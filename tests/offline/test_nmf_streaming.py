@@ -101,12 +101,22 @@ def test_same_seed_same_bits_and_random_starts_differ(positions):
     assert not torch.allclose(begun[0], begun[2], atol=1e-2)
 
 
+def test_a_few_vectors_among_zeros_are_found(tmp_path):
+    rows = np.zeros((2000, 8))
+    rows[::100] = np.random.default_rng(0).random((20, 8))
+    found = factorise_stream(stored(tmp_path / "s", rows), 3, sample=5, batch_size=64)
+    alone = best_of(torch.from_numpy(rows[::100]).float().double(), 3)
+    assert found.residual <= 1e-3
+    assert found.objective <= 1.01 * float(alone.objective)
+
+
 @pytest.mark.parametrize(
     ("change", "rank", "words"),
     [
         (lambda rows: rows, 9, "9 concepts do not fit 60 vectors of 8 channels"),
         (lambda rows: rows[:4], 5, "5 concepts do not fit 4 vectors"),
         (lambda rows: rows * 0, 2, "all zero"),
+        (lambda rows: rows * (np.arange(len(rows)) < 3)[:, None], 5, "5 concepts do not fit 3 vectors"),
         (lambda rows: np.where(np.arange(len(rows))[:, None] == 55, -rows, rows), 2, "negative"),
         (lambda rows: np.where(np.arange(len(rows))[:, None] == 55, np.nan, rows), 2, "NaN"),
     ],
