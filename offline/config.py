@@ -9,6 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from offline.locations import Bucket, Location, location
 
+LARGEST_SEED = 2**32 - 1
+"""Others are derived from it, which all generators must take."""
+
 
 def _fraction_or_folder(value: object) -> object:
     """Read text from a command line: a number is a fraction, anything else a folder."""
@@ -36,7 +39,7 @@ class TrainingConfig(BaseModel):
         0.2, description="Folder of images for the metrics, or the fraction of the training images to hold out."
     )
     held_out_per_class: int = Field(200, ge=1, description="Most held-out images of a class, in images.")
-    seed: int = Field(0, ge=0, description="Of everything that is drawn.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Of everything that is drawn.")
     batch_size: int = Field(128, ge=1, description="Images or crops a forward pass.")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N.")
 

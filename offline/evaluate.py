@@ -14,7 +14,7 @@ from concepts import devices
 from concepts.bank import Bank
 from concepts.errors import InvalidInput, UnsupportedOption
 from concepts.repository import Repository
-from offline.config import JudgingConfig
+from offline.config import LARGEST_SEED, JudgingConfig
 from offline.encoders import Encoder, open_encoder
 from offline.free import measure_free
 from offline.images import ImageFolder, open_folder, split
@@ -55,7 +55,9 @@ class EvaluationSettings(BaseModel):
     encoder_images: int | None = Field(
         None, ge=2, description="Most images that the encoder sees; default: as in training."
     )
-    seed: int | None = Field(None, ge=0, description="Of everything that is drawn; default: that of the training.")
+    seed: int | None = Field(
+        None, ge=0, le=LARGEST_SEED, description="Of everything that is drawn; default: that of the training."
+    )
     batch_size: int = Field(128, ge=1, description="Images a forward pass.")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N.")
 

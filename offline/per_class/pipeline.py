@@ -119,10 +119,12 @@ def train_classes(
 
 def _identity(task: Task[PerClassConfig], method: Method) -> str:
     """Return the name of the folder for unfinished work: another one for all that would be learned otherwise."""
+    root = task.training.root
     decides = {
         "method": method.name,
         "configuration": {**task.config.record(), **method.resolved, "classes": ()},
         "weights": task.model.spec.weights_digest,
+        "folder": str(root.resolve()) if isinstance(root, Path) else root.url,
         "images": task.training.keys,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

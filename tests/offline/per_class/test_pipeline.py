@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image, ImageOps
+from pydantic import ValidationError
 
 from concepts.errors import AlreadyExists, NotTrainable
 from concepts.preprocessing import Box
@@ -96,6 +99,19 @@ def test_a_lesson_of_other_settings_is_not_taken(images, tmp_path):
     assert len(other.bank.concepts) == 6
 
 
+def test_a_lesson_of_another_folder_with_files_of_the_same_names_is_not_taken(images, tmp_path):
+    mirrored = tmp_path / "mirrored" / "train"
+    shutil.copytree(images / "train", mirrored)
+    for path in (mirrored / "ship").glob("0*.jpg"):
+        ImageOps.mirror(Image.open(path)).save(path)
+    files = repository(tmp_path / "stopped")
+    with pytest.raises(Stopped):
+        train(files, config(images), stop_at(1))
+    other = config(images).model_copy(update={"images": mirrored})
+    whole = train(repository(tmp_path / "fresh"), other, silent)
+    assert train(files, other, silent).bank.digest == whole.bank.digest
+
+
 def test_a_damaged_lesson_is_learned_again(images, tmp_path):
     whole = train(repository(tmp_path / "whole"), config(images), silent)
     files = repository(tmp_path / "stopped")
@@ -104,6 +120,11 @@ def test_a_damaged_lesson_is_learned_again(images, tmp_path):
     (path,) = workplaces(files)
     path.write_bytes(path.read_bytes()[:100])
     assert train(files, config(images), silent).bank.digest == whole.bank.digest
+
+
+def test_a_seed_that_no_generator_takes_is_refused(images):
+    with pytest.raises(ValidationError, match="less than or equal to 4294967295"):
+        config(images, seed=2**32)
 
 
 def test_two_trainings_of_one_bank_do_not_run_at_once(images, tmp_path):
