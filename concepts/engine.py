@@ -466,8 +466,11 @@ class Engine:
         """Compare the sums of maps ``[B, L]`` with the activations."""
         ids, activations = encoded.codes.ids.gather(1, slots), encoded.codes.total().gather(1, slots)
 
+        # Of nothing there is no share: concepts that are silent in the image may be active around it.
+        silent = (ids == EMPTY) | (activations == 0)
+
         def largest(gaps: Tensor) -> list[float]:
-            relative = (gaps.abs() / activations.abs().clamp_min(1e-12)).masked_fill(ids == EMPTY, 0.0).cpu()
+            relative = (gaps.abs() / activations.abs()).masked_fill(silent, 0.0).cpu()
             return [float(relative[row, : option.top_k].max()) for row, option in enumerate(options)]
 
         residuals = largest(activations - sums)

@@ -99,7 +99,7 @@ class InputMapReport:
     exactness: Exactness
     reason: str
     residual: float
-    """Largest |Σ pixels − activation| / activation of the listed concepts."""
+    """Largest |Σ pixels − activation| / activation of the listed concepts that are active."""
     method: InputMethod = "gradient"
     completeness_residual: float | None = None
     """Of integrated gradients: largest |activation − activation at the input that is zero − Σ pixels| / activation."""

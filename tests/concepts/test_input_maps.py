@@ -149,6 +149,35 @@ def test_the_report_says_what_adds_up(model: Model, engine: Engine, views: NDArr
             assert report.completeness_residual is None
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_concepts_that_are_silent_in_the_image_are_not_in_the_report(
+    model: Model, engine: Engine, views: NDArray[np.uint8], method: InputMethod
+) -> None:
+    cut, x = model.cut("layer3"), model.inputs(views)
+    here, at_zero = (cut.positions(cut.trunk(each)).sum(1) for each in (x, torch.zeros_like(x[:1])))
+    row, silent = ((here == 0) & (at_zero > 0)).nonzero()[0].tolist()
+    dictionary = torch.eye(cut.layout.channels)[[int(here[row].argmax()), silent]]
+    bank = replace(
+        engine.bank,
+        layer="layer3",
+        channels=cut.layout.channels,
+        concepts=(Concept(0), Concept(1)),
+        tensors={"dictionary": dictionary},
+    )
+    both, one = (
+        explain(Engine(model, bank), views[[row]], None, input_method=method, top_k=k, order="activation")[0]
+        for k in (2, 1)
+    )
+    assert [concept.activation > 0 for concept in both.concepts] == [True, False]
+    assert method == "gradient" or both.concepts[1].maps["input"].values.any()
+    found, expected = both.faithfulness.input_maps, one.faithfulness.input_maps
+    assert found is not None
+    assert expected is not None
+    assert found.residual == pytest.approx(expected.residual, rel=1e-3)
+    if method == "integrated":
+        assert found.completeness_residual == pytest.approx(expected.completeness_residual, rel=1e-3)
+
+
 def test_nmf_maps_add_up_where_the_model_is_linear_for_each_input(bcos: Model, views: NDArray[np.uint8]) -> None:
     """Codes of least squares have no biases: from B-cos models the pixels are the activation."""
     engine = Engine(bcos, bcos_bank(bcos, 0, 0, 0, 1, 1, 1))

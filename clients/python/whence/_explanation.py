@@ -111,7 +111,7 @@ class InputMapReport:
     """Whether the pixels add up to the activation; else a first-order statement."""
     reason: str
     residual: float
-    """Largest |Σ pixels − activation| / activation of the listed concepts."""
+    """Largest |Σ pixels − activation| / activation of the listed concepts that are active."""
     method: InputMethod = "gradient"
     """How they were computed."""
     completeness_residual: float | None = None
