@@ -98,7 +98,7 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [line for line in lines if line.startswith(".venv/bin/") and "whence-serve" not in line]
-    assert len(commands) == 8
+    assert len(commands) == 13
     for line in commands:
         done = subprocess.run(
             shlex.split(line),
@@ -109,7 +109,7 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    for picture in ("why.png", "mine.png", "colours.png"):
+    for picture in ("why.png", "parts.png", "mine.png", "colours.png"):
         assert (clone / picture).stat().st_size > 10_000
 
 
