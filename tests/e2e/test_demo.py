@@ -98,7 +98,7 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [line for line in lines if line.startswith(".venv/bin/") and "whence-serve" not in line]
-    assert len(commands) == 13
+    assert len(commands) == 14
     for line in commands:
         done = subprocess.run(
             shlex.split(line),
