@@ -101,7 +101,7 @@ def test_same_seed_same_digest_and_penalties_are_obeyed(place: Path, tmp_path: P
     [
         ({"ranks": (65,)}, InvalidInput, "65 concepts do not fit layer 'layer3' of 64 channels: ask for 1 to 64"),
         ({"ranks": (0,)}, InvalidInput, "ask for 1 to 64"),
-        ({"layer": "bn1"}, NotTrainable, r"which NMF \(nmf\) cannot learn; non-negative layers: .*layer3"),
+        ({"layer": "bn1"}, NotTrainable, r"which NMF cannot learn; non-negative layers: .*layer3"),
         ({"model": "bcos"}, NotTrainable, "can be negative.*sae"),
         ({"ranks": (40,), "image_limit": 2}, NotTrainable, "40 concepts do not fit 32 vectors"),
     ],
