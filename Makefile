@@ -13,6 +13,8 @@ BUF := proto/node_modules/@bufbuild/buf-linux-x64/bin/buf
 # $(call PROTOC,FOLDER) generates the stubs into a folder.
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) \
   proto/whence/v1/*.proto
+# Tests that start servers.
+SERVERS := tests/e2e tests/offline/store/test_command.py tests/offline/test_locations.py
 uv_version = $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 
 .PHONY: help setup demo test lint format bench proto release-contract lock clean
@@ -27,8 +29,8 @@ demo: $(INSTALLED)  ## Learn banks, serve them, explain images; pictures and a p
 
 test: $(INSTALLED)  ## Run all tests.
 	@# Files side by side, one thread each; then those that start servers, which need the machine for themselves.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --ignore tests/e2e
-	$(BIN)/python -m pytest -q tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(SERVERS:%=--ignore=%)
+	$(BIN)/python -m pytest -q $(SERVERS)
 
 lint: $(INSTALLED) $(BUF_INSTALLED)  ## Check style, types and the wire contract.
 	@$(BIN)/ruff check .
