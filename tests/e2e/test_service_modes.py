@@ -52,7 +52,7 @@ def test_errors_are_typed(server: RunningServer) -> None:
         assert refused(call, b"\xff\xff\xff")[1].reason == "INVALID_INPUT"
         # What the engine's replica refuses arrives typed too.
         wanting = ask(held_out()[0])
-        wanting.options.maps.append(3)
+        wanting.options.parts = True
         assert refused(stub.Explain, wanting)[0] == "INVALID_ARGUMENT"
 
 
