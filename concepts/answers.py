@@ -125,7 +125,7 @@ def layer_maps(
             for slot in slots[row, : o.top_k].tolist()
         ]
         if pairs and source is not None:
-            maps |= {(kind, *key): m for key, m in _maps(source, pairs, layout, view_size).items()}  # type: ignore[misc]
+            maps |= {(kind, *key): m for key, m in concept_maps(source, pairs, layout, view_size).items()}  # type: ignore[misc]
     return maps
 
 
@@ -206,7 +206,7 @@ def _report(
 ) -> FaithfulnessReport:
     found = listed.findings
     explained, constant = float(found.explained[row, target]), float(found.constant[row])
-    exactness, reason = _exactness(found.head_form, estimator)
+    exactness, reason = exactness_of(found.head_form, estimator)
 
     def at(values: Tensor | None) -> float | None:
         return None if values is None else float(values[row])
@@ -227,7 +227,8 @@ def _report(
     )
 
 
-def _exactness(head_form: str, estimator: Estimator) -> tuple[Exactness, str]:
+def exactness_of(head_form: str, estimator: Estimator) -> tuple[Exactness, str]:
+    """Return whether contributions add up to the logit, and why."""
     if head_form == "affine":
         return "exact", "the head is affine: its gradient is the same everywhere"
     if estimator == "integrated":
@@ -239,12 +240,13 @@ def _exactness(head_form: str, estimator: Estimator) -> tuple[Exactness, str]:
     return "first_order", "the head is not linear: gradients tell how the logit changes near this activation"
 
 
-def _maps(
+def concept_maps(
     source: Codes, pairs: Sequence[tuple[int, int, str]], layout: Layout, view_size: tuple[int, int]
 ) -> dict[tuple[int, int], ConceptMap]:
+    """Make maps of (row, slot, size) triples of codes, or of contributions of them, by row and slot."""
     device = source.values.device
-    rows = torch.tensor([row for row, _, _ in pairs], device=device)
-    slots = torch.tensor([slot for _, slot, _ in pairs], device=device)
+    rows = torch.tensor([row for row, _, _ in pairs], dtype=torch.int64, device=device)
+    slots = torch.tensor([slot for _, slot, _ in pairs], dtype=torch.int64, device=device)
     values = source.maps(rows, slots).float()
     tokens = values[:, : layout.tokens].sum(1).tolist() if layout.tokens else [None] * len(pairs)
     grid = values[:, layout.tokens :].reshape(len(pairs), *layout.grid)

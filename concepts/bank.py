@@ -54,6 +54,8 @@ class Concept:
     exemplars: tuple[Exemplar, ...] = ()
     parent: int | None = None
     """The concept that this one is a part of."""
+    other_index: int | None = None
+    """The class that its own is contrasted with, where it is a contrastive prototype."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def freeze(bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> tuple[Ba
     stored = tensors | {_PARTS + name: tensor for name, tensor in part_tensors.items()}
     contents = {
         TENSORS: safetensors.torch.save(stored),
-        CONCEPTS: "".join(_dumps(asdict(concept)) + "\n" for concept in concepts).encode(),
+        CONCEPTS: "".join(_dumps(_record(concept)) + "\n" for concept in concepts).encode(),
         **{name: exemplars[name] for name in sorted(exemplars)},
     }
     files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
@@ -321,6 +323,13 @@ def thaw(manifest: Mapping[str, Any], digest: str, tensors: bytes, concepts: byt
         )
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CorruptData(f"the bank's files do not have the form of schema {SCHEMA}: {error}") from error
+
+
+def _record(concept: Concept) -> dict[str, Any]:
+    record = asdict(concept)
+    if concept.other_index is None:  # banks of other kinds keep the bytes, and so the digests, that they always had
+        del record["other_index"]
+    return record
 
 
 def _concept(record: dict[str, Any]) -> Concept:

@@ -12,10 +12,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from concepts.errors import InvalidCut, InvalidModel, UnknownLayer
 from concepts.flow import Flow
@@ -38,6 +39,12 @@ class HeadFacts(NamedTuple):
     form: HeadForm
     constant: Tensor
     """h(0), float32 ``[n_classes]``."""
+
+
+class GradientOf(Protocol):
+    """Answers with ``∂y_t/∂a`` of each row's target, or ``∂(y_t − y_other)/∂a``; classes are int64 ``[N]``."""
+
+    def __call__(self, targets: Tensor, others: Tensor | None = None) -> Tensor: ...
 
 
 class Cut:
@@ -203,12 +210,27 @@ class Cut:
         logits, gradient_of = self.head_forward(a)
         return logits, gradient_of(targets)
 
-    def head_forward(self, a: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Return the logits now, and a function that returns the gradient for targets chosen after seeing them."""
+    def head_forward(self, a: Tensor) -> tuple[Tensor, GradientOf]:
+        """Return the logits now, and a function that returns the gradient for targets chosen after seeing them.
+
+        Given other classes, too, it returns the gradient of the difference ``∂(y_t − y_other)/∂a``.
+        """
         if self.facts.form == "affine":
             with torch.no_grad():
-                return self.head(a), self.affine_gradient
-        return self._differentiated(a)
+                return self.head(a), self._affine_difference
+        logits, product = self.head_product(a)
+
+        def gradient_of(targets: Tensor, others: Tensor | None = None) -> Tensor:
+            weights = torch.zeros_like(logits).scatter_(1, targets.view(-1, 1), 1.0)
+            if others is not None:
+                weights.scatter_(1, others.view(-1, 1), -1.0)
+            return product(weights)
+
+        return logits, gradient_of
+
+    def _affine_difference(self, targets: Tensor, others: Tensor | None = None) -> Tensor:
+        gradient = self.affine_gradient(targets)
+        return gradient if others is None else gradient - self.affine_gradient(others)
 
     def affine_gradient(self, targets: Tensor) -> Tensor:
         """Return the gradient of an affine head, which depends on the class alone: each is computed once.
@@ -229,8 +251,8 @@ class Cut:
             missing = list(dict.fromkeys(wanted))
         if missing:
             nothing = self._nothing.expand(len(missing), *self._nothing.shape[1:])
-            _, gradient_of = self._differentiated(nothing)
-            found = gradient_of(torch.tensor(missing, device=nothing.device))
+            logits, product = self.head_product(nothing)
+            found = product(functional.one_hot(torch.tensor(missing), self.n_classes).to(logits))
             if found.ndim == 4:  # as activations lie: products of tensors that lie alike are several times faster
                 found = found.contiguous(memory_format=torch.channels_last)
             self._gradients |= zip(missing, found.split(1), strict=True)
@@ -248,18 +270,23 @@ class Cut:
         """Return ``[B, P, C]`` in the layer's own layout; the inverse of ``positions``."""
         return self.layout.unflatten(p)
 
-    def _differentiated(self, a: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def head_product(self, a: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the logits now, and a function for the gradient of any weighted sum of them, by one backward pass.
+
+        It takes weights ``[N, n_classes]``, which may depend on the logits, and returns ``∂(Σ_c w_c y_c)/∂a``. Call
+        it once.
+        """
         with torch.enable_grad(), self.linearised():
             leaf = a.detach().requires_grad_()
             logits = self.head(leaf)
         if not logits.requires_grad:
             raise self.without_gradient()
 
-        def gradient_of(targets: Tensor) -> Tensor:
+        def product(weights: Tensor) -> Tensor:
             with torch.enable_grad():
-                return torch.autograd.grad(logits.gather(1, targets.view(-1, 1)).sum(), leaf)[0]
+                return torch.autograd.grad(logits, leaf, weights)[0]
 
-        return logits.detach(), gradient_of
+        return logits.detach(), product
 
 
 class CutLayer(NamedTuple):

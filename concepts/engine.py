@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +16,10 @@ from concepts import answers, estimators, input_maps, intervention, parts
 from concepts.answers import Findings
 from concepts.bank import Bank
 from concepts.codec import EMPTY, Codec, Codes
-from concepts.cut import Cut
+from concepts.cut import Cut, GradientOf
 from concepts.errors import (
     InvalidInput,
     NumericalFailure,
-    UnknownClass,
     UnsupportedOption,
     WhenceError,
 )
@@ -35,15 +32,13 @@ from concepts.explanation import (
     Explanation,
     InputMapReport,
     InputMethod,
-    StageTimes,
 )
 from concepts.input_maps import InputMaps, Rooted
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
 from concepts.parts import PartsCodec, Whole
 from concepts.runtimes import Runtime, Trunk, open_trunk
-
-Answer = TypeVar("Answer", Explanation, Intervention)
+from concepts.timing import Stopwatch, timed
 
 AT_ONCE = 1024
 """Most concepts of all classes that are solved for together."""
@@ -71,6 +66,17 @@ class Memory(NamedTuple):
     bank: int
 
 
+def check_bank(model: Model, bank: Bank, cut: Cut) -> None:
+    """Raise InvalidInput where a bank is not one of a model with these weights, cut at a layer of that width."""
+    if bank.model != model.spec.name or bank.weights_digest != model.spec.weights_digest:
+        raise InvalidInput(f"bank {bank.reference} is not a bank of model {model.spec.name!r} with these weights")
+    if cut.layout.channels != bank.channels:
+        raise InvalidInput(f"bank {bank.reference} has {bank.channels} channels, its layer has {cut.layout.channels}")
+    strange = [c.class_index for c in bank.concepts if (c.class_index or 0) >= len(model.spec.class_names)]
+    if strange:
+        raise InvalidInput(f"bank {bank.reference} has concepts of class {strange[0]}, which its model does not have")
+
+
 class _Encoded(NamedTuple):
     """A batch after trunk, head and codes."""
 
@@ -82,7 +88,7 @@ class _Encoded(NamedTuple):
     a: Tensor
     """In the layer's layout."""
     logits: Tensor
-    gradient_of: Callable[[Tensor], Tensor]
+    gradient_of: GradientOf
     targets: Tensor
     errors: list[WhenceError | None]
     """Of the images that cannot be answered."""
@@ -124,19 +130,9 @@ class Engine:
         of_parts: Engine | None = None,
         without_parts: str | None = None,
     ) -> None:
-        if bank.model != model.spec.name or bank.weights_digest != model.spec.weights_digest:
-            raise InvalidInput(f"bank {bank.reference} is not a bank of model {model.spec.name!r} with these weights")
         self.model, self.bank = model, bank
         self.cut = cut or model.cut(bank.layer)
-        if self.cut.layout.channels != bank.channels:
-            raise InvalidInput(
-                f"bank {bank.reference} has {bank.channels} channels, its layer has {self.cut.layout.channels}"
-            )
-        strange = [c.class_index for c in bank.concepts if (c.class_index or 0) >= len(model.spec.class_names)]
-        if strange:
-            raise InvalidInput(
-                f"bank {bank.reference} has concepts of class {strange[0]}, which its model does not have"
-            )
+        check_bank(model, bank, self.cut)
         self.trunk = trunk or open_trunk(Runtime(), model, self.cut)
         self.codec = parts.codec(bank).to(model.device, screening=self.trunk.precision != "float32")
         # Made now, so that what a loaded bank holds does not depend on what it is asked.
@@ -246,7 +242,7 @@ class Engine:
         if key.input_method is not None and len(requests) > input_maps.ROWS:  # graphs of the trunk take much memory
             first = self.explain(views[: input_maps.ROWS], requests[: input_maps.ROWS])
             return first + self.explain(views[input_maps.ROWS :], requests[input_maps.ROWS :])
-        clock = _Stopwatch(self.model.device)
+        clock = Stopwatch(self.model.device)
         options = [request.options for request in requests]
         targets = [request.target for request in requests]
         encoded = self._encode(views, targets, clock, key.concepts, key.input_method, whole)
@@ -265,7 +261,7 @@ class Engine:
         ]
         if key.parts:
             explained = self._with_parts(views, explained, options, encoded.codes)
-        return _timed(explained, clock)
+        return timed(explained, clock)
 
     def _with_parts(
         self,
@@ -329,7 +325,7 @@ class Engine:
         list
             In the order of the images: the predictions before and after, or the error of that image alone.
         """
-        clock = _Stopwatch(self.model.device)
+        clock = Stopwatch(self.model.device)
         scopes = {self.scope(request.concepts) for request in requests}
         if len(scopes) != 1:
             raise ValueError("requests of one batch must have the same scope")
@@ -348,13 +344,13 @@ class Engine:
             or intervention.answer(spec, bank, self.trunk.description, before[row], after[row], targets[row])
             for row, (error, request) in enumerate(zip(encoded.errors, requests, strict=True))
         ]
-        return _timed(answered, clock)
+        return timed(answered, clock)
 
     def _encode(
         self,
         views: NDArray[np.uint8],
         wanted: Sequence[int | None],
-        clock: _Stopwatch,
+        clock: Stopwatch,
         concepts: ConceptScope,
         method: InputMethod | None = None,
         whole: Whole | None = None,
@@ -514,11 +510,7 @@ class Engine:
     def _check_target(self, target: int, concepts: ConceptScope) -> None:
         classes = None if concepts == "all" else self.codec.classes()
         names = self.model.spec.class_names
-        if not 0 <= target < len(names):
-            raise UnknownClass(
-                f"model {self.model.spec.name!r} has classes 0 to {len(names) - 1}, not {target}",
-                model=self.model.spec.name,
-            )
+        self.model.spec.check_class(target)
         if classes is not None and target not in classes:
             some = ", ".join(repr(names[c]) for c in sorted(classes)[:10])
             raise UnsupportedOption(
@@ -539,26 +531,3 @@ def _kl(logits: Tensor, reconstructed: Tensor) -> Tensor:
     p, q = functional.log_softmax(logits.double(), 1), functional.log_softmax(reconstructed.double(), 1)
     divergence: Tensor = (p.exp() * (p - q)).sum(1).clamp_min(0.0)
     return divergence
-
-
-def _timed(answered: Sequence[Answer | WhenceError], clock: _Stopwatch) -> list[Answer | WhenceError]:
-    """Return the answers of a batch with the times of its stages."""
-    clock.lap("explain")
-    stages = StageTimes(**clock.times_ms, batch_size=len(answered))
-    return [each if isinstance(each, WhenceError) else replace(each, stages=stages) for each in answered]
-
-
-class _Stopwatch:
-    """Milliseconds between laps, with the device's queue emptied at each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.times_ms: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.times_ms[f"{stage}_ms"] = 1e3 * (now - self._since)
-        self._since = now

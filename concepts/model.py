@@ -83,6 +83,13 @@ class ModelSpec:
         """sha256 over the whole description, that of the weights included: another one is another model."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
+    def check_class(self, index: int) -> None:
+        """Raise UnknownClass where the model has no class of that index."""
+        if not 0 <= index < len(self.class_names):
+            raise UnknownClass(
+                f"model {self.name!r} has classes 0 to {len(self.class_names) - 1}, not {index}", model=self.name
+            )
+
     def class_index(self, name: str) -> int:
         """Return the index of a class.
 

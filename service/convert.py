@@ -11,7 +11,7 @@ from google.protobuf import struct_pb2
 from numpy.typing import NDArray
 
 from concepts.bank import Bank, Concept
-from concepts.errors import InvalidInput, UnknownClass, UnsupportedOption
+from concepts.errors import InvalidInput, UnsupportedOption
 from concepts.explanation import (
     ClassScore,
     ConceptMap,
@@ -167,10 +167,7 @@ def target_from(message: explanation_pb2.Target, spec: ModelSpec) -> int | None:
         return None
     if chosen == "name":
         return spec.class_index(message.name)
-    if message.index >= len(spec.class_names):
-        raise UnknownClass(
-            f"model {spec.name!r} has classes 0 to {len(spec.class_names) - 1}, not {message.index}", model=spec.name
-        )
+    spec.check_class(message.index)
     return message.index
 
 

@@ -71,7 +71,7 @@ class Bank(_message.Message):
     def __init__(self, reference: _Optional[str] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[BankKind, str]] = ..., model: _Optional[str] = ..., layer: _Optional[str] = ..., name: _Optional[str] = ..., concept_count: _Optional[int] = ..., channels: _Optional[int] = ..., weights_digest: _Optional[str] = ..., created: _Optional[str] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., configuration: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., parts_layer: _Optional[str] = ..., part_count: _Optional[int] = ...) -> None: ...
 
 class Concept(_message.Message):
-    __slots__ = ("id", "label", "class_index", "class_name", "statistics", "exemplars", "parent", "layer", "children")
+    __slots__ = ("id", "label", "class_index", "class_name", "statistics", "exemplars", "parent", "layer", "children", "other_index", "other_name")
     class StatisticsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,8 @@ class Concept(_message.Message):
     PARENT_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    OTHER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    OTHER_NAME_FIELD_NUMBER: _ClassVar[int]
     id: int
     label: str
     class_index: int
@@ -97,7 +99,9 @@ class Concept(_message.Message):
     parent: int
     layer: str
     children: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., statistics: _Optional[_Mapping[str, float]] = ..., exemplars: _Optional[_Iterable[_Union[Exemplar, _Mapping]]] = ..., parent: _Optional[int] = ..., layer: _Optional[str] = ..., children: _Optional[_Iterable[int]] = ...) -> None: ...
+    other_index: int
+    other_name: str
+    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., statistics: _Optional[_Mapping[str, float]] = ..., exemplars: _Optional[_Iterable[_Union[Exemplar, _Mapping]]] = ..., parent: _Optional[int] = ..., layer: _Optional[str] = ..., children: _Optional[_Iterable[int]] = ..., other_index: _Optional[int] = ..., other_name: _Optional[str] = ...) -> None: ...
 
 class Exemplar(_message.Message):
     __slots__ = ("picture", "source", "box", "activation")

@@ -74,7 +74,7 @@ class Failure(_message.Message):
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ContrastRequest(_message.Message):
-    __slots__ = ("request_id", "image", "bank", "target", "other", "options", "deadline")
+    __slots__ = ("request_id", "image", "bank", "target", "other", "options", "deadline", "without_shift")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     BANK_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class ContrastRequest(_message.Message):
     OTHER_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_SHIFT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: _image_pb2.Image
     bank: str
@@ -89,10 +90,11 @@ class ContrastRequest(_message.Message):
     other: _explanation_pb2.Target
     options: _explanation_pb2.ExplainOptions
     deadline: _duration_pb2.Duration
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., bank: _Optional[str] = ..., target: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ..., other: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ..., options: _Optional[_Union[_explanation_pb2.ExplainOptions, _Mapping]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    without_shift: bool
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., bank: _Optional[str] = ..., target: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ..., other: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ..., options: _Optional[_Union[_explanation_pb2.ExplainOptions, _Mapping]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., without_shift: _Optional[bool] = ...) -> None: ...
 
 class ContrastResponse(_message.Message):
-    __slots__ = ("request_id", "model", "bank", "target", "other", "contribution", "maps", "concepts", "faithfulness", "flip_shift", "shift_curve", "timings", "view", "runtime")
+    __slots__ = ("request_id", "model", "bank", "target", "other", "contribution", "maps", "concepts", "faithfulness", "flip_shift", "shift_curve", "timings", "view", "runtime", "contribution_for_target", "contribution_for_other", "plane")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     BANK_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +109,9 @@ class ContrastResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_FOR_TARGET_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_FOR_OTHER_FIELD_NUMBER: _ClassVar[int]
+    PLANE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: _explanation_pb2.ModelVersion
     bank: _explanation_pb2.BankVersion
@@ -121,7 +126,26 @@ class ContrastResponse(_message.Message):
     timings: _explanation_pb2.Timings
     view: _image_pb2.Box
     runtime: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[_Union[_explanation_pb2.ModelVersion, _Mapping]] = ..., bank: _Optional[_Union[_explanation_pb2.BankVersion, _Mapping]] = ..., target: _Optional[_Union[_explanation_pb2.ClassScore, _Mapping]] = ..., other: _Optional[_Union[_explanation_pb2.ClassScore, _Mapping]] = ..., contribution: _Optional[float] = ..., maps: _Optional[_Iterable[_Union[_explanation_pb2.Map, _Mapping]]] = ..., concepts: _Optional[_Iterable[_Union[_explanation_pb2.ConceptScore, _Mapping]]] = ..., faithfulness: _Optional[_Union[_explanation_pb2.FaithfulnessReport, _Mapping]] = ..., flip_shift: _Optional[float] = ..., shift_curve: _Optional[_Iterable[_Union[ShiftPoint, _Mapping]]] = ..., timings: _Optional[_Union[_explanation_pb2.Timings, _Mapping]] = ..., view: _Optional[_Union[_image_pb2.Box, _Mapping]] = ..., runtime: _Optional[str] = ...) -> None: ...
+    contribution_for_target: float
+    contribution_for_other: float
+    plane: PlaneReport
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[_Union[_explanation_pb2.ModelVersion, _Mapping]] = ..., bank: _Optional[_Union[_explanation_pb2.BankVersion, _Mapping]] = ..., target: _Optional[_Union[_explanation_pb2.ClassScore, _Mapping]] = ..., other: _Optional[_Union[_explanation_pb2.ClassScore, _Mapping]] = ..., contribution: _Optional[float] = ..., maps: _Optional[_Iterable[_Union[_explanation_pb2.Map, _Mapping]]] = ..., concepts: _Optional[_Iterable[_Union[_explanation_pb2.ConceptScore, _Mapping]]] = ..., faithfulness: _Optional[_Union[_explanation_pb2.FaithfulnessReport, _Mapping]] = ..., flip_shift: _Optional[float] = ..., shift_curve: _Optional[_Iterable[_Union[ShiftPoint, _Mapping]]] = ..., timings: _Optional[_Union[_explanation_pb2.Timings, _Mapping]] = ..., view: _Optional[_Union[_image_pb2.Box, _Mapping]] = ..., runtime: _Optional[str] = ..., contribution_for_target: _Optional[float] = ..., contribution_for_other: _Optional[float] = ..., plane: _Optional[_Union[PlaneReport, _Mapping]] = ...) -> None: ...
+
+class PlaneReport(_message.Message):
+    __slots__ = ("accuracy", "margin", "swap_rate", "swap_shift", "target_images", "other_images")
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    MARGIN_FIELD_NUMBER: _ClassVar[int]
+    SWAP_RATE_FIELD_NUMBER: _ClassVar[int]
+    SWAP_SHIFT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    OTHER_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    accuracy: float
+    margin: float
+    swap_rate: float
+    swap_shift: float
+    target_images: int
+    other_images: int
+    def __init__(self, accuracy: _Optional[float] = ..., margin: _Optional[float] = ..., swap_rate: _Optional[float] = ..., swap_shift: _Optional[float] = ..., target_images: _Optional[int] = ..., other_images: _Optional[int] = ...) -> None: ...
 
 class ShiftPoint(_message.Message):
     __slots__ = ("shift", "target_probability", "other_probability")
