@@ -19,7 +19,6 @@
     ├── WeightsMismatch            the bank was trained on other weights
     ├── AlreadyExists
     ├── NumericalFailure           the model answered with NaN or infinity
-    ├── NotImplementedHere         part of the contract that this server does not offer yet
     ├── Overloaded                 try again after ``retry_after_s``
     ├── Unavailable                starting or stopping; try again after ``retry_after_s``
     └── DeadlineExceeded
@@ -131,10 +130,6 @@ class AlreadyExists(WhenceError):
 
 class NumericalFailure(WhenceError):
     reason = "NUMERICAL_FAILURE"
-
-
-class NotImplementedHere(WhenceError):
-    reason = "NOT_IMPLEMENTED"
 
 
 class Overloaded(WhenceError):

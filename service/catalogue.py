@@ -46,6 +46,10 @@ class Catalogue:
         self._banks: Memo[BankVersion, Bank] = Memo(
             lambda version: _in_thread(lambda: repository.load(version)), limit=8, keep_failure_s=refresh_s
         )
+        # A version never changes.
+        self._summaries: Memo[BankVersion, BankSummary] = Memo(
+            lambda version: _in_thread(lambda: repository.summary(version)), limit=256, keep_failure_s=refresh_s
+        )
 
     async def version(self, reference: str) -> BankVersion:
         """Return the version that ``model/layer/name`` or ``model/layer/name@digest`` means now.
@@ -93,8 +97,7 @@ class Catalogue:
 
     async def summary(self, reference: str) -> BankSummary:
         """Return what can be said of a bank without loading it."""
-        version = await self.version(reference)
-        return await _in_thread(lambda: self._repository.summary(version))
+        return await self._summaries.get(await self.version(reference))
 
     async def bank(self, version: BankVersion) -> Bank:
         """Return a whole bank, every byte checked."""

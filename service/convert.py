@@ -11,6 +11,7 @@ from google.protobuf import struct_pb2
 from numpy.typing import NDArray
 
 from concepts.bank import Bank, Concept
+from concepts.contrast.records import Contrast, ContrastRequest, PlaneReport
 from concepts.errors import InvalidInput, UnsupportedOption
 from concepts.explanation import (
     ClassScore,
@@ -171,6 +172,24 @@ def target_from(message: explanation_pb2.Target, spec: ModelSpec) -> int | None:
     return message.index
 
 
+def contrast_from(message: service_pb2.ContrastRequest, spec: ModelSpec, *, top_k_limit: int) -> ContrastRequest:
+    """Return what a caller would have contrasted.
+
+    Raises
+    ------
+    InvalidInput
+        If an option is unknown or out of range.
+    UnknownClass
+        If the model does not have one of the classes.
+    """
+    return ContrastRequest(
+        target=target_from(message.target, spec),
+        other=target_from(message.other, spec),
+        options=options_from(message.options, top_k_limit=top_k_limit),
+        shift=not message.without_shift,
+    )
+
+
 def intervention_from(
     message: service_pb2.InterveneRequest, spec: ModelSpec, *, scales_limit: int
 ) -> InterventionRequest:
@@ -192,9 +211,11 @@ def intervention_from(
 
 
 def check_reply_size(
-    options: ExplainOptions, spec: ModelSpec, *, encoding: MapEncoding, limit: int, parts: int = 0
+    options: ExplainOptions, spec: ModelSpec, *, encoding: MapEncoding, limit: int, parts: int = 0, planes: int = 0
 ) -> None:
-    """Refuse an answer that would be too large, before it is computed; a concept has at most so many parts listed.
+    """Refuse an answer that would be too large, before it is computed.
+
+    A concept has at most so many parts listed, and so many planes have maps beside the concepts.
 
     Raises
     ------
@@ -207,9 +228,10 @@ def check_reply_size(
     copies = {kind: 1 if kind == "input" else 1 + parts for kind in options.maps}
     large = sum(copies[kind] for kind in options.maps if has_image_size(kind, options, encoding))
     bytes_a_pixel = large * _BYTES_A_PIXEL[encoding] + options.colours * _COLOUR_BYTES_A_PIXEL
-    needed = options.top_k * pixels * bytes_a_pixel
+    needed = (options.top_k + planes) * pixels * bytes_a_pixel
     if needed > limit:
-        listed = f"{options.top_k} concepts{' and their parts' if parts else ''}"
+        more = " and their parts" if parts else " and the plane" if planes else ""
+        listed = f"{options.top_k} concepts{more}"
         raise UnsupportedOption(
             f"{listed} with maps of {pixels} pixels may take {needed} bytes, and the largest answer "
             f"has {limit}; ask for fewer concepts, or for float16 maps on the layer's grid.",
@@ -263,6 +285,37 @@ def explanation_to(
         substitute=explanation.substitute,
         scope=_CONCEPT_SCOPES_OUT[explanation.scope],
         parts=None if explanation.parts is None else _parts_to(explanation.parts),
+    )
+
+
+def contrast_to(
+    contrast: Contrast, *, view: NDArray[np.uint8], box: Box, encoding: MapEncoding
+) -> service_pb2.ContrastResponse:
+    """Return a contrast as a message without a request id; parameters and timings as for an explanation."""
+    return service_pb2.ContrastResponse(
+        model=explanation_pb2.ModelVersion(name=contrast.model, digest=contrast.model_digest),
+        bank=explanation_pb2.BankVersion(reference=contrast.bank, digest=contrast.bank_digest),
+        target=_class_to(contrast.target),
+        other=_class_to(contrast.other),
+        contribution=contrast.contribution,
+        contribution_for_target=contrast.contribution_for_target,
+        contribution_for_other=contrast.contribution_for_other,
+        maps=[_map_to(kind, values, view, encoding) for kind, values in contrast.maps.items()],
+        concepts=[_score_to(score, view, encoding) for score in contrast.concepts],
+        faithfulness=_report_to(contrast.faithfulness),
+        plane=_plane_to(contrast.plane),
+        flip_shift=contrast.flip_shift,
+        shift_curve=[
+            service_pb2.ShiftPoint(
+                shift=point.shift,
+                target_probability=point.target_probability,
+                other_probability=point.other_probability,
+            )
+            for point in contrast.shift_curve
+        ],
+        timings=_timings_to(contrast.stages),
+        view=box_to(box),
+        runtime=contrast.runtime,
     )
 
 
@@ -335,6 +388,8 @@ def concept_to(bank: Bank, concept: Concept, pictures: Sequence[bytes], spec: Mo
         parent=concept.parent,
         layer=bank.layer_of(concept.id),
         children=bank.children(concept.id),
+        other_index=concept.other_index,
+        other_name="" if concept.other_index is None else spec.class_names[concept.other_index],
     )
 
 
@@ -380,6 +435,17 @@ def _parts_to(report: PartsReport) -> explanation_pb2.PartsReport:
         contributions_total=report.contributions_total,
         unexplained=report.unexplained,
         faithfulness=_report_to(report.faithfulness),
+    )
+
+
+def _plane_to(report: PlaneReport) -> service_pb2.PlaneReport:
+    return service_pb2.PlaneReport(
+        accuracy=report.accuracy,
+        margin=report.margin,
+        swap_rate=report.swap_rate,
+        swap_shift=report.swap_shift,
+        target_images=report.target_images,
+        other_images=report.other_images,
     )
 
 

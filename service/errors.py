@@ -36,7 +36,6 @@ CODES: Mapping[type[errors.WhenceError], int] = MappingProxyType(
         errors.WeightsMismatch: code_pb2.FAILED_PRECONDITION,
         errors.AlreadyExists: code_pb2.ALREADY_EXISTS,
         errors.NumericalFailure: code_pb2.FAILED_PRECONDITION,
-        errors.NotImplementedHere: code_pb2.UNIMPLEMENTED,
         errors.Overloaded: code_pb2.RESOURCE_EXHAUSTED,
         errors.Unavailable: code_pb2.UNAVAILABLE,
         errors.DeadlineExceeded: code_pb2.DEADLINE_EXCEEDED,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from concepts.contrast.engine import ContrastEngine
+from concepts.contrast.records import Contrast, ContrastRequest
 from concepts.cut import Cut
-from concepts.engine import BatchKey, Engine, Memory
+from concepts.engine import Engine, Memory
 from concepts.errors import DeadlineExceeded, InvalidModel, Unavailable, UnsupportedOption, WhenceError
-from concepts.explanation import ConceptScope, EngineRequest, Explanation
+from concepts.explanation import EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import Model
 from concepts.repository import BankVersion, Repository
@@ -26,9 +28,10 @@ from service.batcher import Batcher
 from service.batcher import Observer as BatchObserver
 from service.memo import Memo
 
-Question = TypeVar("Question", EngineRequest, InterventionRequest)
+Question = TypeVar("Question", EngineRequest, InterventionRequest, ContrastRequest)
 Result = TypeVar("Result")
 Value = TypeVar("Value")
+AnyEngine = TypeVar("AnyEngine", Engine, ContrastEngine)
 
 _log = logging.getLogger(__name__)
 
@@ -60,10 +63,14 @@ class Computed(NamedTuple, Generic[Result]):
 
 
 class Explains(Protocol):
-    """Whoever computes explanations and interventions: this process, or a replica elsewhere."""
+    """Whoever computes explanations, contrasts and interventions: this process, or a replica elsewhere."""
 
     async def explain(self, job: Job[EngineRequest], timeout_s: float) -> Computed[Explanation]:
         """Compute one explanation within so many seconds; raises `WhenceError`."""
+        ...
+
+    async def contrast(self, job: Job[ContrastRequest], timeout_s: float) -> Computed[Contrast]:
+        """Compute one contrast within so many seconds; raises `WhenceError`."""
         ...
 
     async def intervene(self, job: Job[InterventionRequest], timeout_s: float) -> Computed[Intervention]:
@@ -71,11 +78,23 @@ class Explains(Protocol):
         ...
 
 
+def wrong_kind(kind: str) -> UnsupportedOption:
+    """Return the refusal of a call that banks of a kind do not answer, which names those that they do."""
+    if kind == "contrast":
+        return UnsupportedOption(
+            "banks of kind contrast say why one class and not another: ask Contrast, or take a bank of another kind"
+        )
+    return UnsupportedOption(
+        f"banks of kind {kind} do not say why one class and not another: ask Explain or Intervene, or take a bank of "
+        "kind contrast"
+    )
+
+
 class _BatchKey(NamedTuple):
-    # The engine itself, not its name: a batch that waits keeps its engine when the store drops it.
-    engine: Engine
-    options: BatchKey | ConceptScope
-    """Of explanations what their options share, of interventions whose concepts they scale."""
+    compute: Callable[[NDArray[np.uint8], Sequence[Any]], list[Any]]
+    """A method of the engine itself: a batch that waits keeps its engine when the store drops it."""
+    options: Hashable
+    """What the requests must share."""
 
 
 class _SectionKey(NamedTuple):
@@ -150,7 +169,9 @@ class Explainer:
         self._sections: Memo[_SectionKey, _Section] = Memo(
             self._load_section, limit=2 * engines, keep_failure_s=refresh_s
         )
-        self._engines: Memo[EngineKey, Engine] = Memo(self._load_engine, limit=engines, keep_failure_s=refresh_s)
+        self._engines: Memo[EngineKey, Engine | ContrastEngine] = Memo(
+            self._load_engine, limit=engines, keep_failure_s=refresh_s
+        )
         self._batcher: Batcher[_BatchKey, Job[Any], Any] = Batcher(
             self._run, batch_limit=batch_limit, queue_limit=queue_limit, observer=observer
         )
@@ -167,9 +188,29 @@ class Explainer:
         Unavailable
             If the model is being replaced.
         UnsupportedOption, UnknownClass, NumericalFailure
-            What the engine says of this request.
+            What the engine says of this request, or that contrast banks do not answer it.
         """
-        return await self._computed(job, lambda engine: engine.batch_key(job.request.options), Engine.check, timeout_s)
+
+        def prepare(engine: Engine) -> _BatchKey:
+            engine.check(job.request)
+            return _BatchKey(engine.explain, engine.batch_key(job.request.options))
+
+        return await self._computed(job, Engine, prepare, timeout_s)
+
+    async def contrast(self, job: Job[ContrastRequest], timeout_s: float) -> Computed[Contrast]:
+        """Compute one contrast, together with others that wait; raises as ``explain``.
+
+        Raises
+        ------
+        InvalidInput
+            If both classes are the same.
+        """
+
+        def prepare(engine: ContrastEngine) -> _BatchKey:
+            engine.check(job.request)
+            return _BatchKey(engine.contrast, engine.batch_key(job.request))
+
+        return await self._computed(job, ContrastEngine, prepare, timeout_s)
 
     async def intervene(self, job: Job[InterventionRequest], timeout_s: float) -> Computed[Intervention]:
         """Compute one intervention, together with others that wait; raises as ``explain``.
@@ -179,9 +220,12 @@ class Explainer:
         InvalidInput, UnknownConcept
             If a scale cannot be meant, or the bank has no such concept.
         """
-        return await self._computed(
-            job, lambda engine: engine.scope(job.request.concepts), Engine.check_intervention, timeout_s
-        )
+
+        def prepare(engine: Engine) -> _BatchKey:
+            engine.check_intervention(job.request)
+            return _BatchKey(engine.intervene, engine.scope(job.request.concepts))
+
+        return await self._computed(job, Engine, prepare, timeout_s)
 
     async def preload(self, references: Iterable[str] | None = None) -> None:
         """Load banks before they are asked for, all current ones by default; what cannot be loaded is logged."""
@@ -201,20 +245,22 @@ class Explainer:
     async def _computed(
         self,
         job: Job[Question],
-        options_of: Callable[[Engine], BatchKey | ConceptScope],
-        check: Callable[[Engine, Question], None],
+        family: type[AnyEngine],
+        prepare: Callable[[AnyEngine], _BatchKey],
         timeout_s: float,
     ) -> Computed[Any]:
-        """Have a job computed together with others of the same engine and options."""
+        """Have an engine of one family compute a job, together with others of the same batch key."""
         started = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
                 engine = await self._engines.get(job.engine)
         except TimeoutError:
             raise DeadlineExceeded("The bank is still being loaded; try again in a moment.") from None
-        check(engine, job.request)
+        if not isinstance(engine, family):
+            raise wrong_kind(engine.bank.kind)
+        key = prepare(engine)
         loaded = time.monotonic()
-        answer = await self._batcher.submit(_BatchKey(engine, options_of(engine)), job, deadline=started + timeout_s)
+        answer = await self._batcher.submit(key, job, deadline=started + timeout_s)
         return Computed(answer.result, 1e3 * (loaded - started + answer.waited_s))
 
     async def _references(self) -> list[str]:
@@ -228,7 +274,7 @@ class Explainer:
             raise Unavailable("The model is being replaced; try again in a moment.", retry_after_s=1.0)
         return model
 
-    async def _load_engine(self, key: EngineKey) -> Engine:
+    async def _load_engine(self, key: EngineKey) -> Engine | ContrastEngine:
         bank = await asyncio.to_thread(self._repository.load, key.version)
         section = await self._sections.get(_SectionKey(bank.model, key.model_digest, bank.layer))
         earlier, obstacle = None, None
@@ -239,11 +285,15 @@ class Explainer:
                 obstacle = error.message
                 _log.warning("parts of bank %s are not served: %s", bank.reference, obstacle)
 
-        def make() -> Engine:
-            of_parts = None
-            if bank.parts is not None and earlier is not None:
-                of_parts = Engine(earlier.model, bank.parts, earlier.cut, earlier.trunk)
-            engine = Engine(section.model, bank, section.cut, section.trunk, of_parts, obstacle)
+        def make() -> Engine | ContrastEngine:
+            engine: Engine | ContrastEngine
+            if bank.kind == "contrast":
+                engine = ContrastEngine(section.model, bank, section.cut, section.trunk)
+            else:
+                of_parts = None
+                if bank.parts is not None and earlier is not None:
+                    of_parts = Engine(earlier.model, bank.parts, earlier.cut, earlier.trunk)
+                engine = Engine(section.model, bank, section.cut, section.trunk, of_parts, obstacle)
             engine.warm_up()
             if self._device.type == "cuda":  # which chooses kernels and takes memory by size
                 engine.warm_up(self._batch_limit)
@@ -251,14 +301,14 @@ class Explainer:
 
         engine = await self._made(f"bank {bank.reference}", make)
         self._report(key.version, engine)
-        if engine.of_parts is not None:
+        if isinstance(engine, Engine) and engine.of_parts is not None:
             # By a name that no bank can have.
             self._report(
                 key.version._replace(layer=engine.of_parts.bank.layer, name=f"{bank.name}:parts"), engine.of_parts
             )
         return engine
 
-    def _report(self, version: BankVersion, engine: Engine) -> None:
+    def _report(self, version: BankVersion, engine: Engine | ContrastEngine) -> None:
         """Tell what an engine holds."""
         _log.info("bank %s is loaded: %s bytes", version.reference, engine.memory)
         if self._observer is not None:
@@ -291,7 +341,4 @@ class Explainer:
     async def _run(self, key: _BatchKey, jobs: Sequence[Job[Any]]) -> Sequence[Any]:
         views = np.stack([job.view for job in jobs])
         requests = [job.request for job in jobs]
-        compute: Callable[..., list[Any]] = (
-            key.engine.explain if isinstance(key.options, BatchKey) else key.engine.intervene
-        )
-        return await self._in_thread(lambda: compute(views, requests))
+        return await self._in_thread(lambda: key.compute(views, requests))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from concepts.contrast.records import Contrast, ContrastRequest
 from concepts.errors import DeadlineExceeded, InvalidImage, InvalidInput, Overloaded
 from concepts.explanation import EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
@@ -22,14 +23,14 @@ from concepts.preprocessing import Box
 from service import convert, images
 from service.batcher import Pace
 from service.catalogue import Catalogue
-from service.explainer import Computed, EngineKey, Explains, Job, Question, Result
+from service.explainer import Computed, EngineKey, Explains, Job, Question, Result, wrong_kind
 from service.settings import Settings
 from whence.v1 import explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as pb
 
 Value = TypeVar("Value")
-Asked = TypeVar("Asked", pb.ExplainRequest, pb.InterveneRequest)
-Reply = TypeVar("Reply", explanation_pb2.Explanation, pb.InterveneResponse)
+Asked = TypeVar("Asked", pb.ExplainRequest, pb.ContrastRequest, pb.InterveneRequest)
+Reply = TypeVar("Reply", explanation_pb2.Explanation, pb.ContrastResponse, pb.InterveneResponse)
 
 
 class _Plan(NamedTuple, Generic[Question, Result, Reply]):
@@ -76,6 +77,16 @@ class Handlers:
             Whatever keeps it from being explained.
         """
         return await self._answer(request, self._plan_explanation)
+
+    async def contrast(self, request: pb.ContrastRequest) -> pb.ContrastResponse:
+        """Say why one image is of one class and not of another; the reply has no request id yet.
+
+        Raises
+        ------
+        WhenceError
+            Whatever keeps it from being answered.
+        """
+        return await self._answer(request, self._plan_contrast)
 
     async def intervene(self, request: pb.InterveneRequest) -> pb.InterveneResponse:
         """Scale concepts of one image; the reply has no request id yet.
@@ -172,6 +183,21 @@ class Handlers:
         large = any(convert.has_image_size(kind, options, encoding) for kind in options.maps)
         return _Plan(engine, spec, question, self._explainer.explain, encode, large)
 
+    async def _plan_contrast(
+        self, request: pb.ContrastRequest
+    ) -> _Plan[ContrastRequest, Contrast, pb.ContrastResponse]:
+        encoding = convert.encoding_from(request.options)
+        engine, spec = await self._named(request.bank, contrast=True)
+        question = convert.contrast_from(request, spec, top_k_limit=self._limits.top_k)
+        options = question.options
+        convert.check_reply_size(options, spec, encoding=encoding, limit=self._limits.reply_bytes, planes=1)
+
+        def encode(contrast: Contrast, view: NDArray[np.uint8], box: Box) -> pb.ContrastResponse:
+            return convert.contrast_to(contrast, view=view, box=box, encoding=encoding)
+
+        large = any(convert.has_image_size(kind, options, encoding) for kind in options.maps)
+        return _Plan(engine, spec, question, self._explainer.contrast, encode, large)
+
     async def _plan_intervention(
         self, request: pb.InterveneRequest
     ) -> _Plan[InterventionRequest, Intervention, pb.InterveneResponse]:
@@ -183,9 +209,12 @@ class Handlers:
 
         return _Plan(engine, spec, question, self._explainer.intervene, encode, large=False)
 
-    async def _named(self, bank: str) -> tuple[EngineKey, ModelSpec]:
-        """Look up a bank and its model."""
+    async def _named(self, bank: str, *, contrast: bool = False) -> tuple[EngineKey, ModelSpec]:
+        """Look up a bank and its model; refuse a contrast bank where none is wanted, and others where one is."""
         version = await self._catalogue.version(bank)
+        kind = (await self._catalogue.summary(bank)).manifest["kind"]
+        if (kind == "contrast") != contrast:
+            raise wrong_kind(kind)
         spec = await self._catalogue.spec(version.model)
         return EngineKey(version, spec.digest), spec
 
@@ -194,7 +223,7 @@ class Handlers:
         manifest = (await self._catalogue.summary(bank)).manifest
         return int(manifest["parts"]["most"]) if "parts" in manifest else 0
 
-    def _check_size(self, request: pb.ExplainRequest | pb.InterveneRequest) -> None:
+    def _check_size(self, request: pb.ExplainRequest | pb.ContrastRequest | pb.InterveneRequest) -> None:
         if request.ByteSize() > self._limits.request_bytes:
             raise InvalidInput(
                 f"The request is larger than {self._limits.request_bytes} bytes; send a smaller image.",
@@ -218,7 +247,7 @@ class Handlers:
             case _:
                 raise InvalidImage("The request has no image; set `image.encoded` or `image.raw`.")
 
-    def _allowed_s(self, request: pb.ExplainRequest | pb.InterveneRequest) -> float:
+    def _allowed_s(self, request: pb.ExplainRequest | pb.ContrastRequest | pb.InterveneRequest) -> float:
         """Return how long the caller will wait, cut to the server's limit."""
         if not request.HasField("deadline"):
             return self._settings.default_deadline_s

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2
 
-from concepts.errors import InvalidInput, NotFound, NotImplementedHere, Overloaded
+from concepts.errors import InvalidInput, NotFound, Overloaded
 from service.errors import Fault, fault
 from service.handlers import Handlers
 from service.metrics import Recorder
@@ -24,6 +24,7 @@ from whence.v1 import explanation_service_pb2 as pb
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
+Timed = TypeVar("Timed", pb.ContrastResponse, pb.InterveneResponse)
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
@@ -97,19 +98,16 @@ class Ingress:
             self._streams -= 1
 
     async def Contrast(self, request: pb.ContrastRequest, grpc_context: Context) -> pb.ContrastResponse:  # noqa: N802
-        """Refuse: not offered yet."""
-        return await self._unary("Contrast", request, grpc_context, _not_offered, pb.ContrastResponse)
+        """Say why one class and not another."""
+        return await self._unary(
+            "Contrast", request, grpc_context, self._timed(self._handlers.contrast), pb.ContrastResponse
+        )
 
     async def Intervene(self, request: pb.InterveneRequest, grpc_context: Context) -> pb.InterveneResponse:  # noqa: N802
         """Say what the model would answer if chosen concepts were weaker or stronger."""
-
-        async def intervene(request: pb.InterveneRequest) -> pb.InterveneResponse:
-            reply = await self._handlers.intervene(request)
-            self._recorder.stages(reply.timings)
-            reply.request_id = request.request_id
-            return reply
-
-        return await self._unary("Intervene", request, grpc_context, intervene, pb.InterveneResponse)
+        return await self._unary(
+            "Intervene", request, grpc_context, self._timed(self._handlers.intervene), pb.InterveneResponse
+        )
 
     async def ListModels(self, request: pb.ListModelsRequest, grpc_context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """List all models."""
@@ -154,6 +152,17 @@ class Ingress:
             await asyncio.sleep(_WATCH_S)
 
     # Within
+
+    def _timed(self, handle: Callable[[Any], Awaitable[Timed]]) -> Callable[[Any], Awaitable[Timed]]:
+        """Have a handler's replies carry the request id, and their stages noted."""
+
+        async def timed(request: Any) -> Timed:
+            reply = await handle(request)
+            self._recorder.stages(reply.timings)
+            reply.request_id = request.request_id
+            return reply
+
+        return timed
 
     async def _unary(
         self,
@@ -205,12 +214,6 @@ class Ingress:
 
 _SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-
-
-async def _not_offered(request: Message) -> Any:
-    raise NotImplementedHere(
-        "This server does not offer this call yet; Explain, ExplainStream and Intervene are offered."
-    )
 
 
 def _fail(context: Context, problem: Fault) -> None:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from concepts import devices
+from concepts.contrast.records import Contrast, ContrastRequest
 from concepts.errors import Overloaded, Unavailable, WhenceError
 from concepts.explanation import EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
@@ -46,6 +47,10 @@ class EngineReplica:
         """See `Explainer.explain`."""
         return await _returned(self._explainer.explain(job, timeout_s))
 
+    async def contrast(self, job: Job[ContrastRequest], timeout_s: float) -> Computed[Contrast] | WhenceError:
+        """See `Explainer.contrast`."""
+        return await _returned(self._explainer.contrast(job, timeout_s))
+
     async def intervene(self, job: Job[InterventionRequest], timeout_s: float) -> Computed[Intervention] | WhenceError:
         """See `Explainer.intervene`."""
         return await _returned(self._explainer.intervene(job, timeout_s))
@@ -58,11 +63,16 @@ class RemoteExplainer:
         # Not by reference: pixels go straight to the replica over gRPC rather than through Ray's object store, which
         # takes twice as long for 150 kB and halves the throughput.
         self._explain = handle.options(method_name="explain", _by_reference=False)
+        self._contrast = handle.options(method_name="contrast", _by_reference=False)
         self._intervene = handle.options(method_name="intervene", _by_reference=False)
 
     async def explain(self, job: Job[EngineRequest], timeout_s: float) -> Computed[Explanation]:
         """See `Explainer.explain`."""
         return await self._computed(self._explain, job, timeout_s)
+
+    async def contrast(self, job: Job[ContrastRequest], timeout_s: float) -> Computed[Contrast]:
+        """See `Explainer.contrast`."""
+        return await self._computed(self._contrast, job, timeout_s)
 
     async def intervene(self, job: Job[InterventionRequest], timeout_s: float) -> Computed[Intervention]:
         """See `Explainer.intervene`."""
