@@ -153,9 +153,10 @@ class ContrastEngine:
             "substitute": not o.substitute,
             "parts": not o.parts,
             "colours": not o.colours,
-            "concepts": o.concepts == "target",
+            "concepts of all classes": o.concepts == "target",
             "maps of kind input": "input" not in o.maps,
-            f"the estimator {o.estimator}": o.estimator == "gradient",
+            f"estimator {o.estimator}": o.estimator == "gradient",
+            f"input method {o.input_method}": o.input_method == "gradient",
         }
         refused = [name for name, fine in idle.items() if not fine]
         if refused:
