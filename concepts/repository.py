@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from concepts import bank as bank_files
+from concepts import kinds
 from concepts import model as models
 from concepts.architectures import TRUSTED_PACKAGES
 from concepts.bank import Bank, Exemplar
@@ -234,7 +235,7 @@ class Repository:
         """
         self._check_model(bank.model, bank.reference, bank.weights_digest, bank.preprocessing)
         frozen, contents = bank_files.freeze(bank, exemplars)
-        frozen.codec()  # what cannot be loaded is not published
+        kinds.check(frozen)  # what cannot be loaded is not published
         version = BankVersion(bank.model, bank.layer, bank.name, frozen.digest)
         for file, content in contents.items():  # bank.json is the last
             self._files.write(f"{_folder(version)}/{file}", content)

@@ -68,6 +68,16 @@ def predictions(model: Model, batch: ImageBatch) -> list[int]:
     return classes
 
 
+def take(targets: Iterable[int], left: dict[int, int]) -> list[int]:
+    """Return the rows of a batch that are still wanted by their classes, and count them off."""
+    rows = []
+    for row, target in enumerate(targets):
+        if left.get(target, 0) > 0:
+            left[target] -= 1
+            rows.append(row)
+    return rows
+
+
 def explain(
     model: Model, cut: Cut, codec: Codec, stream: Stream, quota: dict[int, int], *, substitute: bool = False
 ) -> Iterator[Explained]:
@@ -88,7 +98,7 @@ def explain(
     for batch, a in activations(model, cut, stream):
         logits, gradient_of = cut.head_forward(a)
         targets = logits.argmax(1)
-        rows = _take(targets.tolist(), left)
+        rows = take(targets.tolist(), left)
         if rows:
             gradient = None if substitute else gradient_of(targets)[rows]
             a, targets = a[rows], targets[rows]
@@ -198,13 +208,3 @@ def _slices(count: int, width: int) -> Iterator[slice]:
     """Cut a range into slices of a width, of one where that is none."""
     for start in range(0, count, max(width, 1)):
         yield slice(start, min(start + max(width, 1), count))
-
-
-def _take(targets: Iterable[int], left: dict[int, int]) -> list[int]:
-    """Return the rows of the batch that are still wanted, and count them off."""
-    rows = []
-    for row, target in enumerate(targets):
-        if left.get(target, 0) > 0:
-            left[target] -= 1
-            rows.append(row)
-    return rows

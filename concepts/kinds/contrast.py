@@ -82,6 +82,11 @@ def tables(bank: Bank) -> ContrastTables:
     return ContrastTables(planes, float(unit), images, reports, prototypes, pairs)
 
 
+def check(bank: Bank) -> None:
+    """Raise CorruptData where a bank does not hold what it must."""
+    tables(bank)
+
+
 def load(tensors: Mapping[str, Tensor], concept_classes: Sequence[int | None]) -> Codec:
     """Refuse: a contrast bank is asked otherwise.
 
