@@ -214,10 +214,6 @@ def test_malformed_protobuf_gets_a_typed_answer(server: RunningServer) -> None:
     assert (got, info.reason) == ("INVALID_ARGUMENT", "INVALID_INPUT")
 
 
-def test_calls_that_come_later_answer_unimplemented(stub: Any) -> None:
-    assert refused(stub.Contrast, pb.ContrastRequest())[0] == "UNIMPLEMENTED"
-
-
 def test_messages_beyond_the_transports_limit_are_refused(stub: Any) -> None:
     huge = pb.ExplainRequest(bank=BANK, image=image_pb2.Image(encoded=b"x" * 70_000_000))
     with pytest.raises(grpc.RpcError) as problem:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from concepts import explanation as domain
 from concepts.bank import Bank, Concept, Exemplar
+from concepts.contrast.records import Contrast, ContrastRequest, PlaneReport
 from concepts.errors import InvalidInput, UnknownClass, UnsupportedOption
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.model import ModelSpec
@@ -107,13 +108,18 @@ def test_every_field_of_an_explanation_arrives(explanation: domain.Explanation) 
     for stage in ("trunk_ms", "head_ms", "codes_ms", "explain_ms", "batch_size"):
         assert getattr(message.timings, stage) == getattr(explanation.stages, stage)
     for score, theirs in zip(explanation.concepts, message.concepts, strict=True):
-        for (kind, values), sent in zip(score.maps.items(), theirs.maps, strict=True):
-            assert explanation_pb2.MapKind.Name(sent.kind) == f"MAP_KIND_{kind.upper()}"
-            assert (sent.height, sent.width) == values.values.shape
-            assert sent.encoding == explanation_pb2.MAP_ENCODING_FLOAT16
-            decoded = np.frombuffer(sent.data, "<f2").reshape(sent.height, sent.width)
-            assert np.array_equal(decoded, values.values.astype(np.float16))
-            assert (sent.class_token if sent.HasField("class_token") else None) == values.class_token
+        compare_maps(score.maps, theirs.maps)
+
+
+def compare_maps(maps: dict[domain.MapKind, domain.ConceptMap], messages: typing.Any) -> None:
+    """Check that maps arrive in half precision."""
+    for (kind, values), sent in zip(maps.items(), messages, strict=True):
+        assert explanation_pb2.MapKind.Name(sent.kind) == f"MAP_KIND_{kind.upper()}"
+        assert (sent.height, sent.width) == values.values.shape
+        assert sent.encoding == explanation_pb2.MAP_ENCODING_FLOAT16
+        decoded = np.frombuffer(sent.data, "<f2").reshape(sent.height, sent.width)
+        assert np.array_equal(decoded, values.values.astype(np.float16))
+        assert (sent.class_token if sent.HasField("class_token") else None) == values.class_token
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), [("float16", "<f2"), ("float32", "<f4"), ("overlay", None)])
@@ -132,6 +138,53 @@ def test_colours_come_beside_the_values(
                 decoded = np.frombuffer(sent.data, dtype).reshape(sent.height, sent.width)
                 assert np.array_equal(decoded, expected.values.astype(dtype))
                 assert np.array_equal(decoded, expected.values) or encoding == "float16"
+
+
+def test_every_field_of_a_contrast_arrives() -> None:
+    contrast = make(Contrast, iter(range(1, 10_000)))
+    message = convert.contrast_to(contrast, view=VIEW, box=BOX, encoding="float16")
+    # Two classes, three contributions, concepts, report, plane, flip, curve, runtime.
+    concepts = 3 * (1 + 3) * 8  # each with three parts
+    assert compare(contrast, message) == 2 * 4 + 3 + concepts + 16 + 6 + 1 + 3 * 3 + 1
+    known = {field.name for field in message.DESCRIPTOR.fields} - {"request_id"}  # which the ingress sets
+    assert {field.name for field, _ in message.ListFields()} == known
+    assert (message.model.name, message.model.digest) == (contrast.model, contrast.model_digest)
+    assert (message.bank.reference, message.bank.digest) == (contrast.bank, contrast.bank_digest)
+    assert (message.view.left, message.view.top, message.view.right, message.view.bottom) == BOX
+    assert message.timings == explanation_pb2.Timings(**dataclasses.asdict(contrast.stages))
+    compare_maps(contrast.maps, message.maps)
+    for score, theirs in zip(contrast.concepts, message.concepts, strict=True):
+        compare_maps(score.maps, theirs.maps)
+
+
+def test_what_a_contrast_does_not_know_stays_absent() -> None:
+    contrast = make(Contrast, iter(range(1, 10_000)))
+    bare = dataclasses.replace(contrast, plane=PlaneReport(3, 4), flip_shift=None, shift_curve=())
+    message = convert.contrast_to(bare, view=VIEW, box=BOX, encoding="float16")
+    assert not message.HasField("flip_shift")
+    assert not message.shift_curve
+    assert [field.name for field, _ in message.plane.ListFields()] == ["target_images", "other_images"]
+    nothing = dataclasses.replace(contrast, flip_shift=0.0, plane=PlaneReport(0, 0, 0.0))
+    message = convert.contrast_to(nothing, view=VIEW, box=BOX, encoding="float16")
+    assert message.HasField("flip_shift")
+    assert message.plane.HasField("accuracy")
+
+
+def test_every_choice_of_a_contrast_arrives() -> None:
+    message = service_pb2.ContrastRequest(
+        target=explanation_pb2.Target(index=0),
+        other=explanation_pb2.Target(name="dog"),
+        options=explanation_pb2.ExplainOptions(top_k=2, maps=[explanation_pb2.MAP_KIND_ACTIVATION]),
+        without_shift=True,
+    )
+    options = domain.ExplainOptions(top_k=2, maps=("activation",))
+    assert convert.contrast_from(message, SPEC, top_k_limit=9) == ContrastRequest(0, 1, options, shift=False)
+    assert convert.contrast_from(service_pb2.ContrastRequest(), SPEC, top_k_limit=99) == ContrastRequest()
+    for field in ("target", "other"):
+        with pytest.raises(UnknownClass):
+            convert.contrast_from(service_pb2.ContrastRequest(**{field: {"index": 2}}), SPEC, top_k_limit=9)
+    with pytest.raises(InvalidInput, match="top_k"):
+        convert.contrast_from(message, SPEC, top_k_limit=1)
 
 
 def test_every_field_of_an_intervention_arrives() -> None:
@@ -276,6 +329,13 @@ def test_parts_count_towards_the_size_of_an_answer() -> None:
     convert.check_reply_size(inputs, SPEC, encoding="float16", limit=12_000, parts=3)
 
 
+def test_the_plane_counts_towards_the_size_of_an_answer() -> None:
+    options = domain.ExplainOptions(top_k=10, maps=("activation", "contribution"), map_size="image")
+    convert.check_reply_size(options, SPEC, encoding="float16", limit=26_400, planes=1)
+    with pytest.raises(UnsupportedOption, match="10 concepts and the plane with maps of 600 pixels may take 26400"):
+        convert.check_reply_size(options, SPEC, encoding="float16", limit=26_399, planes=1)
+
+
 @pytest.mark.parametrize(
     ("maps", "encoding", "colours", "bytes_a_pixel"),
     [
@@ -328,7 +388,11 @@ def test_models_banks_and_concepts() -> None:
     assert (message.exemplars[0].source, message.exemplars[0].box.bottom) == ("cat/1.jpg", 3)
     assert (message.parent, message.layer, list(message.children)) == (0, "l", [])
     assert (bank.parts_layer, bank.part_count) == ("", 0)
-    assert not convert.concept_to(owner, Concept(0), [], SPEC).HasField("class_index")
+    bare = convert.concept_to(owner, Concept(0), [], SPEC)
+    assert not bare.HasField("class_index")
+    assert (bare.HasField("other_index"), bare.other_name) == (False, "")
+    contrasted = convert.concept_to(owner, Concept(0, class_index=1, other_index=0), [], SPEC)
+    assert (contrasted.class_name, contrasted.HasField("other_index"), contrasted.other_name) == ("dog", True, "cat")
 
 
 def test_banks_and_concepts_with_parts() -> None:

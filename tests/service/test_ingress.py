@@ -243,12 +243,6 @@ async def test_malformed_protobuf_gets_a_typed_answer(serve: Serve) -> None:
     assert [reply.request_id for reply in replies if reply.HasField("explanation")] == ["good"]
 
 
-async def test_what_comes_later_answers_unimplemented(serve: Serve) -> None:
-    async with serve() as server:
-        code, _, info = await refusal(server.stub.Contrast(pb.ContrastRequest()))
-        assert (code, info.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-
-
 async def test_a_bug_shows_neither_trace_nor_path(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         async def explain(self, job: Job[EngineRequest], timeout_s: float) -> Computed[Explanation]:
@@ -317,7 +311,7 @@ class Slow:
             raise
         raise Unavailable("never", retry_after_s=1.0)
 
-    intervene = explain
+    intervene = contrast = explain
 
 
 async def test_overload_is_refused_before_work_and_says_when_to_come_back(serve: Serve) -> None:
