@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from whence._channel import TLS
     from whence._client import Client
+    from whence._contrast import Contrast, PlaneReport, ShiftPoint
     from whence._errors import (
         AlreadyExists,
         Cancelled,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 _NAMES_BY_MODULE = {
     "_channel": ("TLS",),
     "_client": ("Client",),
+    "_contrast": ("Contrast", "PlaneReport", "ShiftPoint"),
     "_errors": (
         "AlreadyExists",
         "Cancelled",
@@ -100,6 +102,7 @@ __all__ = [
     "Concept",
     "ConceptMap",
     "ConceptScore",
+    "Contrast",
     "DataLoss",
     "DeadlineExceeded",
     "Exemplar",
@@ -117,7 +120,9 @@ __all__ = [
     "Overloaded",
     "PartsReport",
     "PermissionDenied",
+    "PlaneReport",
     "ResourceExhausted",
+    "ShiftPoint",
     "Timings",
     "Unauthenticated",
     "Unavailable",

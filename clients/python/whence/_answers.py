@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from whence import _requests
+from whence._contrast import Contrast, PlaneReport, ShiftPoint
 from whence._errors import DataLoss, missing_extra
 from whence._explanation import (
     Box,
@@ -118,6 +119,38 @@ def intervention(message: service_pb2.InterveneResponse, request_id: str, scales
     )
 
 
+def contrast(message: service_pb2.ContrastResponse, request_id: str, source: Source | None) -> Contrast:
+    """The record of a contrast.
+
+    Raises
+    ------
+    DataLoss
+        If a map does not have the size that it names.
+    """
+    return Contrast(
+        request_id=request_id,
+        model=message.model.name,
+        model_digest=message.model.digest,
+        bank=message.bank.reference,
+        bank_digest=message.bank.digest,
+        target=_class_score(message.target),
+        other=_class_score(message.other),
+        contribution=message.contribution,
+        contribution_for_target=message.contribution_for_target,
+        contribution_for_other=message.contribution_for_other,
+        maps=_maps(message.maps),
+        concepts=tuple(map(_concept_score, message.concepts)),
+        faithfulness=_faithfulness(message.faithfulness),
+        plane=_plane(message.plane),
+        flip_shift=_optional(message, "flip_shift"),
+        shift_curve=tuple(map(_shift_point, message.shift_curve)),
+        timings=_timings(message.timings),
+        view=_box(message.view),
+        runtime=message.runtime,
+        image=source,
+    )
+
+
 def model(message: bank_pb2.Model) -> Model:
     """The record of a model."""
     return Model(
@@ -165,6 +198,8 @@ def concept(answer: service_pb2.GetConceptResponse) -> Concept:
         bank_digest=answer.bank.digest,
         layer=message.layer,
         children=tuple(message.children),
+        other_index=_optional(message, "other_index"),
+        other_name=message.other_name,
     )
 
 
@@ -180,7 +215,7 @@ def _concept_score(message: explanation_pb2.ConceptScore) -> ConceptScore:
         peak=message.peak,
         contribution=message.contribution,
         share=message.share,
-        maps={MAP_KINDS[item.kind]: _concept_map(item) for item in message.maps if item.kind in MAP_KINDS},
+        maps=_maps(message.maps),
         class_index=_optional(message, "class_index"),
         class_name=message.class_name,
         parts=tuple(map(_concept_score, message.parts)),
@@ -194,6 +229,11 @@ def _parts(message: explanation_pb2.PartsReport) -> PartsReport:
         unexplained=_optional(message, "unexplained"),
         faithfulness=_faithfulness(message.faithfulness),
     )
+
+
+def _maps(messages: Iterable[explanation_pb2.Map]) -> dict[MapKind, ConceptMap]:
+    """Maps of the kinds that this version of the SDK has heard of."""
+    return {MAP_KINDS[item.kind]: _concept_map(item) for item in messages if item.kind in MAP_KINDS}
 
 
 def _concept_map(message: explanation_pb2.Map) -> ConceptMap:
@@ -230,6 +270,21 @@ def _colours(message: explanation_pb2.Map) -> NDArray[np.uint8] | None:
         ) from exc
     pixels.setflags(write=False)
     return pixels
+
+
+def _plane(message: service_pb2.PlaneReport) -> PlaneReport:
+    return PlaneReport(
+        target_images=message.target_images,
+        other_images=message.other_images,
+        accuracy=_optional(message, "accuracy"),
+        margin=_optional(message, "margin"),
+        swap_rate=_optional(message, "swap_rate"),
+        swap_shift=_optional(message, "swap_shift"),
+    )
+
+
+def _shift_point(message: service_pb2.ShiftPoint) -> ShiftPoint:
+    return ShiftPoint(message.shift, message.target_probability, message.other_probability)
 
 
 def _faithfulness(message: explanation_pb2.FaithfulnessReport) -> FaithfulnessReport:

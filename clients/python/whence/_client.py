@@ -11,6 +11,7 @@ import grpc
 
 from whence import _answers, _images, _requests, _retry, _status
 from whence._channel import TLS, connect
+from whence._contrast import Contrast
 from whence._errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from whence._explanation import ConceptScope, Estimator, Explanation, InputMethod, MapKind, MapSize, Order
 from whence._intervention import Intervention
@@ -285,6 +286,66 @@ class Client:
         answer = self._ask(self._stub.Intervene, self._read(image), what_if, self._patience(timeout_s))
         return _answers.intervention(answer, answer.request_id, what_if.scales)
 
+    def contrast(
+        self,
+        image: ImageLike,
+        target: int | str | None = None,
+        other: int | str | None = None,
+        *,
+        bank: str,
+        top_k: int = 10,
+        order: Order = "contribution",
+        maps: MapKind | Sequence[MapKind] = ("activation", "contribution"),
+        map_size: MapSize = "grid",
+        shift: bool = True,
+        timeout_s: float | None = None,
+    ) -> Contrast:
+        """Ask why the model says one class of an image and not another.
+
+        Parameters
+        ----------
+        image
+            As for `explain`.
+        target
+            Index or name of the one class. Default: the predicted class.
+        other
+            Index or name of the class to contrast it with. Default: of those between which and the target the bank has
+            a plane, the most probable one.
+        bank
+            A bank of kind ``contrast``: ``model/layer/name``, or ``model/layer/name@digest`` for one version.
+        top_k
+            How many contrastive prototypes to list, best first.
+        order
+            Largest absolute contribution first, or largest activation.
+        maps
+            Which maps to return of the plane and of every listed prototype: ``activation`` (of the plane, signed
+            distances to it), ``contribution``, or both; ``()`` for none.
+        map_size
+            ``grid``: the layer's own; ``image``: the image as the model saw it, bilinear.
+        shift
+            Look for the shift along the plane's normal at which the image would turn into the other class.
+        timeout_s
+            How long to wait, in seconds, in place of the client's own.
+
+        Raises
+        ------
+        WhenceError
+            One of its subclasses, by what went wrong.
+        """
+        pair = _requests.pair(
+            bank=bank,
+            target=target,
+            other=other,
+            top_k=top_k,
+            order=order,
+            maps=maps,
+            map_size=map_size,
+            shift=shift,
+        )
+        source = self._read(image)
+        answer = self._ask(self._stub.Contrast, source, pair, self._patience(timeout_s))
+        return _answers.contrast(answer, answer.request_id, source)
+
     def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """The models that the service explains."""
         answer = self._call(self._stub.ListModels, service_pb2.ListModelsRequest(), timeout_s)
@@ -320,7 +381,7 @@ class Client:
         self,
         method: Callable[..., Any],
         source: _images.Source,
-        question: _requests.Question | _requests.WhatIf,
+        question: _requests.Question | _requests.WhatIf | _requests.Pair,
         timeout_s: float,
     ) -> Any:
         """Ask anything about one image; the answer has the request's id, whatever the service made of it."""

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from whence import _json
+from whence import _contrast_words, _json
 from whence._channel import TLS
 from whence._client import Client
+from whence._contrast import Contrast
 from whence._errors import InvalidArgument
 from whence._explanation import ConceptScope, Estimator, Explanation, InputMethod, MapKind, MapSize, Order
 from whence._inventory import Concept
@@ -104,6 +105,67 @@ def explain(
         typer.echo(_json.dumps(explanation))
     else:
         _print_explanation(explanation)
+
+
+@app.command()
+def contrast(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    bank: Annotated[str, typer.Option(help="A bank of kind contrast: model/layer/name, or model/layer/name@digest.")],
+    classes: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="I J", help="Why class I and not J, by index or name.", show_default=False),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Class I alone, by index or name; else the predicted.", show_default=False)
+    ] = None,
+    other: Annotated[
+        str | None, typer.Option(help="Class J alone, by index or name; else the runner-up.", show_default=False)
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="How many prototypes to list.")] = 10,
+    order: Annotated[Order, typer.Option(help="What makes a prototype first.")] = "contribution",
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="activation (signed distance) or contribution; may be repeated. Drawn by --save, printed by --json.",
+            show_default=False,
+        ),
+    ] = None,
+    map_size: Annotated[MapSize, typer.Option(help="Size of the maps.")] = "grid",
+    shift: Annotated[
+        bool, typer.Option("--shift/--no-shift", help="Look for the shift at which the image turns into class J.")
+    ] = True,
+    save: Annotated[Path | None, typer.Option(help="Write a picture to this file.", show_default=False)] = None,
+    address: _Address = _LOCAL,
+    token: _Token = None,
+    tls: _Tls = False,
+    ca: _Authorities = None,
+    timeout: _Timeout = 30.0,
+    json: _Json = False,
+) -> None:
+    """Ask why one class and not another."""
+    if classes is not None:
+        if target is not None or other is not None:
+            raise InvalidArgument("--classes names both classes: leave --target and --other out.")
+        target, other = classes
+    kinds = maps or (["activation", "contribution"] if save else [])
+    with _client(address, token, tls, ca, timeout) as client:
+        answer = client.contrast(
+            image,
+            _class(target),
+            _class(other),
+            bank=bank,
+            top_k=top_k,
+            order=order,
+            maps=cast("list[MapKind]", kinds),  # the client checks them
+            map_size=map_size,
+            shift=shift,
+        )
+    if save is not None:
+        _write(lambda: answer.save(save), save)
+    if json:
+        typer.echo(_json.dumps(answer))
+    else:
+        _print_contrast(answer)
 
 
 @app.command()
@@ -248,7 +310,8 @@ def concept(
     if record.parent is not None:
         _say(f"part of concept #{record.parent}, at {record.layer}")
     if record.class_index is not None:
-        _say(f"class {record.class_name or record.class_index}")
+        against = "" if record.other_index is None else f", against {record.other_name or record.other_index}"
+        _say(f"class {record.class_name or record.class_index}{against}")
     _print_table(("statistic", "value"), [(name, f"{value:.4g}") for name, value in sorted(record.statistics.items())])
     _print_table(("exemplar", "activation"), [(item.source, f"{item.activation:.4g}") for item in record.exemplars])
     if parts:
@@ -307,6 +370,19 @@ def _print_explanation(explanation: Explanation) -> None:
     _say(f"why {target.name or target.index}: {explained_logit(explanation)}, by {bank_version(explanation)}")
     _print_table(*table(explanation))
     for line in all_lines(explanation):
+        _say(line)
+
+
+def _print_contrast(answer: Contrast) -> None:
+    _say(f"why {_contrast_words.title(answer)}, by {bank_version(answer)}")
+    sides = ((answer.target, answer.contribution_for_target), (answer.other, answer.contribution_for_other))
+    _print_table(
+        ("class", "probability", "logit", "evidence"),
+        [(class_name(c), f"{c.probability:.1%}", f"{c.logit:.4g}", f"{evidence:+.4g}") for c, evidence in sides],
+    )
+    if answer.concepts:
+        _print_table(*_contrast_words.table(answer))
+    for line in _contrast_words.lines(answer):
         _say(line)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whence import _answers, _requests
+from whence._contrast import Contrast
 from whence._errors import missing_extra
 from whence._explanation import (
     Box,
@@ -88,6 +89,42 @@ def intervention(record: Intervention) -> service_pb2.InterveneResponse:
     )
 
 
+def contrast_asked_for(record: Contrast, request: service_pb2.ContrastRequest) -> Contrast:
+    """A contrast with as many prototypes, only those maps, and the shift, as asked for."""
+    kinds = {_answers.MAP_KINDS[kind] for kind in request.options.maps}
+
+    def maps(found: Mapping[MapKind, ConceptMap]) -> dict[MapKind, ConceptMap]:
+        return {kind: item for kind, item in found.items() if kind in kinds}
+
+    concepts = tuple(replace(concept, maps=maps(concept.maps)) for concept in record.concepts[: request.options.top_k])
+    record = replace(record, maps=maps(record.maps), concepts=concepts)
+    return replace(record, flip_shift=None, shift_curve=()) if request.without_shift else record
+
+
+def contrast(
+    record: Contrast, encoding: explanation_pb2.MapEncoding = explanation_pb2.MAP_ENCODING_FLOAT32
+) -> service_pb2.ContrastResponse:
+    """The message of a contrast, without its request id, with its maps in an encoding."""
+    return service_pb2.ContrastResponse(
+        model=explanation_pb2.ModelVersion(name=record.model, digest=record.model_digest),
+        bank=explanation_pb2.BankVersion(reference=record.bank, digest=record.bank_digest),
+        target=_class_score(record.target),
+        other=_class_score(record.other),
+        contribution=record.contribution,
+        contribution_for_target=record.contribution_for_target,
+        contribution_for_other=record.contribution_for_other,
+        maps=_maps(record.maps, encoding),
+        concepts=[_concept_score(score, encoding) for score in record.concepts],
+        faithfulness=_report(record.faithfulness),
+        plane=service_pb2.PlaneReport(**asdict(record.plane)),
+        flip_shift=record.flip_shift,
+        shift_curve=[service_pb2.ShiftPoint(**asdict(point)) for point in record.shift_curve],
+        timings=explanation_pb2.Timings(**asdict(record.timings)),
+        view=_box(record.view),
+        runtime=record.runtime,
+    )
+
+
 def model(record: Model) -> bank_pb2.Model:
     """The message of a model."""
     return bank_pb2.Model(**asdict(record))
@@ -124,6 +161,8 @@ def concept(record: Concept, max_exemplars: int | None = None) -> service_pb2.Ge
         parent=record.parent,
         layer=record.layer,
         children=record.children,
+        other_index=record.other_index,
+        other_name=record.other_name,
     )
     version = explanation_pb2.BankVersion(reference=record.bank, digest=record.bank_digest)
     return service_pb2.GetConceptResponse(concept=message, bank=version)
@@ -151,7 +190,7 @@ def _concept_score(record: ConceptScore, encoding: explanation_pb2.MapEncoding) 
         peak=record.peak,
         contribution=record.contribution,
         share=record.share,
-        maps=[_map(kind, item, encoding) for kind, item in record.maps.items()],
+        maps=_maps(record.maps, encoding),
         class_index=record.class_index,
         class_name=record.class_name,
         parts=[_concept_score(part, encoding) for part in record.parts],
@@ -165,6 +204,10 @@ def _parts(record: PartsReport) -> explanation_pb2.PartsReport:
         unexplained=record.unexplained,
         faithfulness=_report(record.faithfulness),
     )
+
+
+def _maps(records: Mapping[MapKind, ConceptMap], encoding: explanation_pb2.MapEncoding) -> list[explanation_pb2.Map]:
+    return [_map(kind, item, encoding) for kind, item in records.items()]
 
 
 def _map(kind: MapKind, record: ConceptMap, encoding: explanation_pb2.MapEncoding) -> explanation_pb2.Map:

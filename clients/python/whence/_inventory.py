@@ -96,6 +96,9 @@ class Concept:
     """For a part an earlier one than the bank's."""
     children: tuple[int, ...] = ()
     """Ids of its parts."""
+    other_index: int | None = None
+    """For a contrastive prototype: the class that its own is contrasted with."""
+    other_name: str = ""
 
     def __hash__(self) -> int:
         # Statistics have no hash; without them concepts still serve as keys, as of Client.intervene.

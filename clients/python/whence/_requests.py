@@ -95,10 +95,11 @@ def question(
     InvalidArgument
         If an option cannot be valid for any bank or model; the message names the choices.
     """
-    kinds = dict.fromkeys((maps,) if isinstance(maps, str) else maps)
-    if colours and "input" not in kinds:
+    kinds = _kinds(maps)
+    on_input = explanation_pb2.MAP_KIND_INPUT in kinds
+    if colours and not on_input:
         raise InvalidArgument("colours are those of input maps: ask for maps='input', too.")
-    if input_method != "gradient" and "input" not in kinds:
+    if input_method != "gradient" and not on_input:
         raise InvalidArgument("input_method is that of input maps: ask for maps='input', too.")
     if colours and input_method != "gradient":
         raise InvalidArgument("colours are those of one gradient: leave input_method at 'gradient', or colours out.")
@@ -106,10 +107,10 @@ def question(
         top_k=uint32("top_k", top_k),
         order=_choice("order", ORDERS, order),
         estimator=_choice("estimator", ESTIMATORS, estimator),
-        maps=[_choice("maps", MAP_KINDS, kind) for kind in kinds],
+        maps=kinds,
         map_size=_choice("map_size", MAP_SIZES, map_size),
         # The pixels of input maps add up to the activation; half precision would hide it.
-        map_encoding=explanation_pb2.MAP_ENCODING_FLOAT32 if "input" in kinds else explanation_pb2.MAP_ENCODING_FLOAT16,
+        map_encoding=explanation_pb2.MAP_ENCODING_FLOAT32 if on_input else explanation_pb2.MAP_ENCODING_FLOAT16,
         substitute=substitute,
         colours=colours,
         parts=parts,
@@ -162,6 +163,61 @@ def what_if(*, bank: str, scales: Mapping[Scalable, float], target: int | str | 
     return WhatIf(reference(bank), _target(target), checked, _choice("concepts", CONCEPT_SCOPES, concepts))
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Which two classes to contrast, and how: everything in a request but the image, its id and its deadline."""
+
+    bank: str
+    target: explanation_pb2.Target | None
+    other: explanation_pb2.Target | None
+    options: explanation_pb2.ExplainOptions
+    shift: bool
+
+    def request(self, source: Source, request_id: str, remaining_s: float) -> service_pb2.ContrastRequest:
+        """The request about one image."""
+        return service_pb2.ContrastRequest(
+            request_id=request_id,
+            image=source.message,
+            bank=self.bank,
+            target=self.target,
+            other=self.other,
+            options=self.options,
+            deadline=duration(remaining_s),
+            without_shift=not self.shift,
+        )
+
+
+def pair(
+    *,
+    bank: str,
+    target: int | str | None,
+    other: int | str | None,
+    top_k: int,
+    order: Order,
+    maps: MapKind | Sequence[MapKind],
+    map_size: MapSize,
+    shift: bool,
+) -> Pair:
+    """Check which classes a caller would contrast, and how.
+
+    Raises
+    ------
+    InvalidArgument
+        If that cannot be valid for any bank or model.
+    """
+    classes = _target(target), _target(other, "other")
+    if classes[0] is not None and classes[0] == classes[1]:
+        raise InvalidArgument(f"A contrast is between two classes, not {target!r} and itself: name another.")
+    options = explanation_pb2.ExplainOptions(
+        top_k=uint32("top_k", top_k),
+        order=_choice("order", ORDERS, order),
+        maps=_kinds(maps),
+        map_size=_choice("map_size", MAP_SIZES, map_size),
+        map_encoding=explanation_pb2.MAP_ENCODING_FLOAT16,
+    )
+    return Pair(reference(bank), *classes, options, shift)
+
+
 def new_request_id() -> str:
     """An id that no other request has."""
     return uuid.uuid4().hex
@@ -198,12 +254,18 @@ def duration(seconds: float) -> Duration:
     return Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
 
 
-def _target(target: int | str | None) -> explanation_pb2.Target | None:
-    if target is None:
+def _target(choice: int | str | None, name: str = "target") -> explanation_pb2.Target | None:
+    """A class as the wire carries it; ``name`` is the argument's."""
+    if choice is None:
         return None
-    if isinstance(target, str):
-        return explanation_pb2.Target(name=target)
-    return explanation_pb2.Target(index=uint32("target", target))
+    if isinstance(choice, str):
+        return explanation_pb2.Target(name=choice)
+    return explanation_pb2.Target(index=uint32(name, choice))
+
+
+def _kinds(maps: MapKind | Sequence[MapKind]) -> list[explanation_pb2.MapKind]:
+    """Kinds of maps, each once."""
+    return [_choice("maps", MAP_KINDS, kind) for kind in dict.fromkeys((maps,) if isinstance(maps, str) else maps)]
 
 
 def _choice(name: str, table: Mapping[str, T], value: object) -> T:

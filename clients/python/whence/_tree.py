@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from whence._drawing import write
 from whence._errors import InvalidArgument, missing_extra
-from whence._picture import write
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -74,5 +74,6 @@ def _title(concept: Concept) -> str:
     what = "concept" if concept.parent is None else "part"
     label = f" “{concept.label}”" if concept.label else ""
     owner = f" of {concept.class_name}" if concept.class_name and concept.parent is None else ""
+    owner += f" against {concept.other_name}" if concept.other_name else ""
     layer = f" at {concept.layer}" if concept.layer else ""
     return f"{what} {concept.id}{label}{owner}{layer}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from whence._contrast import Contrast
     from whence._explanation import ClassScore, ConceptScore, Explanation, FaithfulnessReport, InputMapReport
     from whence._intervention import Intervention
 
@@ -39,7 +40,7 @@ def explained_logit(explanation: Explanation) -> str:
     return f"explained logit {explained:.4g} of the reconstruction (the model's own: {own:.4g})"
 
 
-def bank_version(answer: Explanation | Intervention) -> str:
+def bank_version(answer: Explanation | Intervention | Contrast) -> str:
     """The bank, and the beginning of its digest."""
     return f"{answer.bank}@{answer.bank_digest[:_DIGEST_CHARACTERS]}"
 

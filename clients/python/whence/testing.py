@@ -21,37 +21,27 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
-import numpy as np
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from whence import _fake_answers, _requests, _status
+from whence._contrast import Contrast
 from whence._errors import NotFound, WhenceError
-from whence._explanation import (
-    Box,
-    ClassScore,
-    ConceptMap,
-    ConceptScore,
-    Explanation,
-    FaithfulnessReport,
-    InputMapReport,
-    MapKind,
-    PartsReport,
-    Timings,
-)
+from whence._explanation import Explanation
+from whence._fake_records import make_contrast, make_explanation, make_intervention
 from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
 from whence.v1 import explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 from whence.v1 import explanation_service_pb2_grpc as service_grpc
 
-__all__ = ["Call", "FakeServer", "make_explanation", "make_intervention", "serve"]
+__all__ = ["Call", "FakeServer", "make_contrast", "make_explanation", "make_intervention", "serve"]
 
 A = TypeVar("A", bound=Message)
 
@@ -89,160 +79,6 @@ def serve(
         server.stop(grace=None).wait()
 
 
-def make_explanation(
-    *,
-    concept_count: int = 5,
-    part_count: int = 0,
-    grid: tuple[int, int] = (7, 7),
-    hot_cell: tuple[int, int] = (3, 3),
-    view: Box | None = None,
-    **changes: Any,
-) -> Explanation:
-    """An explanation that hangs together: maps sum to activations and contributions, and all adds up to the logit.
-
-    Parameters
-    ----------
-    concept_count
-        How many concepts to list.
-    part_count
-        How many parts each of them has, with maps twice as fine.
-    grid
-        Height and width of the maps; those on the input are four times as fine.
-    hot_cell
-        Row and column of the first concept's peak; the others' lie elsewhere.
-    view
-        The part of the image that the model saw, in pixels. Default: the first 224 × 224.
-    **changes
-        Fields of `Explanation` to set to something else.
-    """
-    concepts = tuple(_make_concept(index, grid, hot_cell) for index in range(concept_count))
-    concepts = tuple(replace(concept, parts=_make_parts(concept, part_count)) for concept in concepts)
-    listed = sum(concept.contribution for concept in concepts)
-    target = ClassScore(index=281, name="tabby", logit=listed + 1.5, probability=0.75)
-    explanation = Explanation(
-        request_id="",
-        model="fake",
-        model_digest="a" * 64,
-        bank="fake/layer/bank",
-        bank_digest="b" * 64,
-        predictions=(target, ClassScore(index=282, name="tiger cat", logit=target.logit - 1.5, probability=0.1875)),
-        target=target,
-        concepts=concepts,
-        unexplained=0.5,
-        contributions_total=listed + 0.75,
-        faithfulness=FaithfulnessReport(
-            explained_logit=target.logit,
-            completeness_residual=0.0,
-            constant=0.25,
-            exactness="exact",
-            exactness_reason="the head is affine after average pooling",
-            relative_error=0.25,
-            kl=0.0625,
-            top1_agrees=True,
-            input_maps=InputMapReport("exact", "the model up to the layer is linear for each input", 0.0),
-        ),
-        timings=Timings(
-            decode_ms=1,
-            queue_ms=0,
-            trunk_ms=5,
-            head_ms=2,
-            codes_ms=3,
-            explain_ms=1,
-            encode_ms=1,
-            total_ms=13,
-            batch_size=1,
-        ),
-        view=view or Box(0, 0, 224, 224),
-        runtime="fake cpu float32",
-        estimator="gradient",
-        substitute=False,
-        parts=_make_parts_report(target.logit) if part_count else None,
-    )
-    return replace(explanation, **changes)
-
-
-def make_intervention(**changes: Any) -> Intervention:
-    """An intervention after which the model of `make_explanation` predicts another class.
-
-    Parameters
-    ----------
-    **changes
-        Fields of `Intervention` to set to something else.
-    """
-    explanation = make_explanation()
-    first, second = explanation.predictions
-    intervention = Intervention(
-        request_id="",
-        model=explanation.model,
-        model_digest=explanation.model_digest,
-        bank=explanation.bank,
-        bank_digest=explanation.bank_digest,
-        scales={0: 0.0},
-        target=first,
-        before=(first, second),
-        after=(replace(second, probability=0.625), replace(first, logit=second.logit - 1.0, probability=0.25)),
-        timings=explanation.timings,
-        runtime=explanation.runtime,
-    )
-    return replace(intervention, **changes)
-
-
-def _make_concept(index: int, grid: tuple[int, int], hot_cell: tuple[int, int]) -> ConceptScore:
-    """A concept with one blob; its weight falls, and changes sign, with its index."""
-    rows, columns = np.indices(grid)
-    row, column = (hot_cell[0] + 2 * index) % grid[0], (hot_cell[1] + 3 * index) % grid[1]
-    blob = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 2.0).astype(np.float16).astype(np.float32)
-    weight = (-0.5) ** index * 0.5
-    fine = np.kron(blob, np.full((4, 4), 1 / 16, np.float32))
-    colours = np.zeros((*fine.shape, 4), np.uint8)
-    colours[..., index % 3], colours[..., 3] = 255, np.rint(255 * fine / fine.max())
-    return ConceptScore(
-        id=index * 7,
-        label=("pointed ear", "striped fur", "", "whiskers")[index % 4],
-        activation=float(blob.sum()),
-        peak=float(blob.max()),
-        contribution=float(blob.sum()) * weight,
-        share=weight,
-        maps={
-            "activation": ConceptMap(blob),
-            "contribution": ConceptMap((blob * weight).astype(np.float16).astype(np.float32)),
-            "input": ConceptMap(fine, colours=colours),
-        },
-    )
-
-
-def _make_parts(concept: ConceptScore, count: int) -> tuple[ConceptScore, ...]:
-    """Parts of a concept: horizontal slices of its blob, on a grid twice as fine."""
-    parts = []
-    for index in range(count):
-        fine = np.kron(concept.maps["activation"].values, np.ones((2, 2), np.float32))
-        fine[np.arange(len(fine)) * count // len(fine) != index] = 0
-        weight = concept.share / (index + 1)
-        maps: dict[MapKind, ConceptMap] = {
-            "activation": ConceptMap(fine),
-            "contribution": ConceptMap(fine * np.float32(weight)),
-        }
-        total = float(fine.sum())
-        parts.append(
-            ConceptScore(1000 + 10 * concept.id + index, "", total, float(fine.max()), total * weight, weight / 4, maps)
-        )
-    return tuple(parts)
-
-
-def _make_parts_report(logit: float) -> PartsReport:
-    report = FaithfulnessReport(
-        explained_logit=logit,
-        completeness_residual=0.375,
-        constant=0.25,
-        exactness="first_order",
-        exactness_reason="the head is not linear",
-        relative_error=0.375,
-        kl=0.125,
-        top1_agrees=True,
-    )
-    return PartsReport("earlier", 1.5, 0.25, report)
-
-
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call, or one request of a stream, as the fake service saw it."""
@@ -265,6 +101,8 @@ class FakeServer:
         would send it. Default: `make_explanation`.
     intervene
         The same for an `InterveneRequest`. Default: `make_intervention`.
+    contrast
+        The same for a `ContrastRequest`. Default: `make_contrast`.
     models, banks, concepts
         What the service holds.
     shuffle
@@ -280,6 +118,7 @@ class FakeServer:
         explain: Callable[[service_pb2.ExplainRequest], Explanation] | None = None,
         *,
         intervene: Callable[[service_pb2.InterveneRequest], Intervention] | None = None,
+        contrast: Callable[[service_pb2.ContrastRequest], Contrast] | None = None,
         models: Sequence[Model] = (),
         banks: Sequence[Bank] = (),
         concepts: Sequence[Concept] = (),
@@ -296,6 +135,7 @@ class FakeServer:
         self.concepts = {(concept.bank, concept.id): concept for concept in concepts}
         self.explain = explain or (lambda request: make_explanation())
         self.intervene = intervene or (lambda request: make_intervention())
+        self.contrast = contrast or (lambda request: make_contrast())
         self.shuffle = shuffle
         self._failures: deque[WhenceError] = deque()
         self._lock = threading.Lock()
@@ -363,6 +203,17 @@ class _Servicer(service_grpc.ExplanationServiceServicer):
             return message
 
         return self._answer("Intervene", request, context, answer)
+
+    def Contrast(
+        self, request: service_pb2.ContrastRequest, context: grpc.ServicerContext
+    ) -> service_pb2.ContrastResponse:
+        def answer() -> service_pb2.ContrastResponse:
+            record = _fake_answers.contrast_asked_for(self._fake.contrast(request), request)
+            message = _fake_answers.contrast(record, request.options.map_encoding)
+            message.request_id = request.request_id
+            return message
+
+        return self._answer("Contrast", request, context, answer)
 
     def ListModels(
         self, request: service_pb2.ListModelsRequest, context: grpc.ServicerContext
