@@ -51,6 +51,13 @@ COLUMNS = {
     "auroc": Column("AUROC", "higher"),
     "pointing_game": Column("pointing", "higher"),
     "iou": Column("IoU", "higher"),
+    "plane_accuracy": Column("right side", "higher"),
+    "plane_accuracy_min": Column("least", "higher"),
+    "plane_margin": Column("margin", None),
+    "swap_rate": Column("swapped", "higher"),
+    "swap_shift": Column("by shift", None),
+    "masking_target": Column("masked p_i", "lower"),
+    "masking_other": Column("masked p_j", "higher"),
 }
 """Metrics in the order in which they are shown; what one of these says already is left out."""
 

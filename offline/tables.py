@@ -46,6 +46,7 @@ _BANK_COLUMNS = (
     "consistency_of_contributions",
     "stability",
 )
+_PLANE_COLUMNS = ("plane_accuracy", "plane_accuracy_min", "plane_margin", "swap_rate", "swap_shift")
 _NAME_WIDTH = 20
 _CONCEPTS_SHOWN = 50
 _COUNTS = {"images", *_OF_TRAINING}
@@ -53,6 +54,8 @@ _COUNTS = {"images", *_OF_TRAINING}
 
 def outcome(result: Outcome, class_names: tuple[str, ...]) -> Table:
     """Return what a training came to: one row a class, or a bank where concepts belong to no class."""
+    if result.bank.kind == "contrast":
+        return _planes(result)
     return _by_class(result, class_names) if "classes" in result.bank.metrics else _by_bank(result)
 
 
@@ -65,6 +68,22 @@ def _by_bank(result: Outcome) -> Table:
     for bank in result.banks:
         cells = [_number(bank.metrics["mean"].get(name)) for name in names]
         table.add_row(bank.reference, bank.digest[:12], str(len(bank.concepts)), *cells)
+    return table
+
+
+def _planes(result: Outcome) -> Table:
+    """Return what planes between classes came to: size, and metrics on held-out images; classes without planes."""
+    bank = result.bank
+    notes = [escape(f"{name} has no planes: {reason}") for name, reason in result.skipped_classes.items()]
+    if bank.configuration["prototypes"] != "nmf":
+        notes.append(f"prototypes: {bank.configuration['prototypes']}")
+    names = [name for name in _PLANE_COLUMNS if name in bank.metrics["mean"]]
+    table = Table("bank", "digest", "planes", "prototypes", caption="\n".join(notes) or None, caption_justify="left")
+    for name in names:
+        table.add_column(COLUMNS[name].title, justify="right")
+    cells = [_number(bank.metrics["mean"][name]) for name in names]
+    planes = f"{bank.metrics['pairs']['planes']:,}"
+    table.add_row(bank.reference, bank.digest[:12], planes, f"{len(bank.concepts):,}", *cells)
     return table
 
 
@@ -246,6 +265,7 @@ def facts(bank: Bank, published: float) -> Table:
             for name, value in bank.metrics.get(part, {}).items()
             if isinstance(value, float)
         },
+        **{f"pairs {name}": count for name, count in bank.metrics.get("pairs", {}).items()},
     }
     for name, value in rows.items():
         table.add_row(name, str(value))
@@ -259,11 +279,14 @@ def concepts(bank: Bank, class_names: tuple[str, ...]) -> Table:
     if len(shown) > _CONCEPTS_SHOWN:
         shown = sorted(shown, key=lambda concept: -concept.statistics.get("importance", 0.0))[:_CONCEPTS_SHOWN]
         note = f"the {_CONCEPTS_SHOWN} most important of {len(bank.concepts):,} concepts"
-    table = Table("id", "class", "label", *names, "exemplars", caption=note, caption_justify="left")
+    contrasted = any(concept.other_index is not None for concept in shown)
+    owners = ("class", "against") if contrasted else ("class",)
+    table = Table("id", *owners, "label", *names, "exemplars", caption=note, caption_justify="left")
     for concept in shown:
-        owner = "" if concept.class_index is None else class_names[concept.class_index]
+        owned = [concept.class_index, concept.other_index][: len(owners)]
+        classes = ["" if index is None else escape(class_names[index]) for index in owned]
         numbers = [_number(concept.statistics.get(name)) for name in names]
-        table.add_row(str(concept.id), owner, escape(concept.label), *numbers, str(len(concept.exemplars)))
+        table.add_row(str(concept.id), *classes, escape(concept.label), *numbers, str(len(concept.exemplars)))
     return table
 
 
