@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 _PANELS = 4
 """In the upper row: the image, distances, contributions, and the shift."""
+_CURVE_INCHES = 2.0
+"""Height of the probabilities along the shift, at least."""
 _OVERLAYS_INCHES = 9.0
 """Width of the prototypes on the image; their bars take the rest."""
 _OVERLAY_COLUMNS = 6
@@ -83,7 +85,7 @@ def render(contrast: Contrast, *, file_type: str, max_overlays: int, dpi: int) -
     canvas = canvas_of(contrast.image.pixels(), contrast.view)
     ratio = min(max(canvas.ratio, 0.4), 1.6)
     shown = [concept for concept in contrast.concepts if concept.maps][:max_overlays]
-    upper_inches = WIDTH_INCHES / _PANELS * ratio + 0.9
+    upper_inches = max(WIDTH_INCHES / _PANELS * ratio, _CURVE_INCHES) + 0.9
     lower_inches = _lower_inches(contrast, shown, ratio)
     words = [f"{bank_version(contrast)}, {contrast.runtime}", *wrapped(lines(contrast))]
 
@@ -165,21 +167,26 @@ def _draw_key(figure: SubFigure, contrast: Contrast) -> None:
 def _draw_prototypes(figure: SubFigure, canvas: Canvas, contrast: Contrast, shown: Sequence[ConceptScore]) -> None:
     """Draw prototypes on the image, and beside them what all of them contribute."""
     widths = (_OVERLAYS_INCHES, WIDTH_INCHES - _OVERLAYS_INCHES)
-    left, right = figure.subfigures(1, 2, width_ratios=widths, squeeze=False).flat
-    rows = max(math.ceil(len(shown) / _OVERLAY_COLUMNS), 1)
-    places = left.subplots(rows, _OVERLAY_COLUMNS, squeeze=False).ravel()
+    left, right = figure.subfigures(1, 2, width_ratios=widths if shown else widths[::-1], squeeze=False).flat
+    bars = [(_named(c), c.contribution, POSITIVE if c.contribution >= 0 else NEGATIVE) for c in contrast.concepts]
+    draw_bars((right if shown else left).subplots(), bars, "what the prototypes contribute")
+    if shown:
+        _draw_overlays(left, canvas, contrast, shown)
+
+
+def _draw_overlays(figure: SubFigure, canvas: Canvas, contrast: Contrast, shown: Sequence[ConceptScore]) -> None:
+    """Draw each prototype on an image of its own, in rows."""
+    name = short(class_name(contrast.target), _NAME_CHARACTERS)
+    title = f"contrastive prototypes of {name}, each scaled to its own peak"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, parse_math=False)
+    rows = math.ceil(len(shown) / _OVERLAY_COLUMNS)
+    places = figure.subplots(rows, _OVERLAY_COLUMNS, squeeze=False).ravel()
     for axes in places:
         axes.set_axis_off()
     for axes, concept in zip(places, shown, strict=False):
         kind = next(iter(concept.maps))
-        title = f"{short(concept.name, 22)}\n{signed(concept.contribution)} logits"
+        title = f"{short(concept.name, 17)}\n{signed(concept.contribution)} logits"
         _draw_map(axes, canvas, concept.maps[kind], title, MAGENTA if kind == "activation" else POSITIVE)
-    if shown:
-        name = short(class_name(contrast.target), _NAME_CHARACTERS)
-        title = f"contrastive prototypes of {name}, each scaled to its own peak"
-        left.suptitle(title, x=0.01, ha="left", fontsize=9, parse_math=False)
-    bars = [(_named(c), c.contribution, POSITIVE if c.contribution >= 0 else NEGATIVE) for c in contrast.concepts]
-    draw_bars(right.subplots(), bars, "what the prototypes contribute")
 
 
 def _named(concept: ConceptScore) -> str:

@@ -19,10 +19,9 @@ def title(contrast: Contrast) -> str:
 
 def one_line(contrast: Contrast) -> str:
     """What a contrast says, in a line."""
-    flip = "" if contrast.flip_shift is None else f"; flips at shift {contrast.flip_shift:.2g}"
     return (
-        f"Contrast({title(contrast)}: {contrast.difference:+.3g} logits, {_carried(contrast)} by the plane{flip}; "
-        f"{len(contrast.concepts)} prototypes of {bank_version(contrast)})"
+        f"Contrast({title(contrast)}: {contrast.difference:+.3g} logits, {_carried(contrast)} by the plane"
+        f"{_flip(contrast)}; {len(contrast.concepts)} prototypes of {bank_version(contrast)})"
     )
 
 
@@ -45,6 +44,13 @@ def _carried(contrast: Contrast) -> str:
     """How much of the difference the plane carries."""
     share = contrast.faithfulness.carried_share
     return f"{share:.0%} of it" if _is_number(share) else f"{contrast.contribution:+.3g}"
+
+
+def _flip(contrast: Contrast) -> str:
+    """Where it flips, as far as that was looked for."""
+    if contrast.flip_shift is not None:
+        return f"; flips at shift {contrast.flip_shift:.2g}"
+    return "; no flip" if contrast.shift_curve else ""
 
 
 def _answer(contrast: Contrast) -> Iterator[str]:
@@ -70,24 +76,20 @@ def _answer(contrast: Contrast) -> Iterator[str]:
 
 def _trust(contrast: Contrast) -> Iterator[str]:
     report = contrast.faithfulness
-    if report.exactness == "exact":
-        claim, whole = (
-            "Exact: the plane's part, the remainder and the constant are the difference",
-            "what the layer adds",
-        )
+    exact = report.exactness == "exact"
+    if exact:
+        claim = "Exact: the plane's part, what is left over and the constant are the difference"
     else:
-        claim, whole = (
-            "First order: contributions say how the difference changes near this image",
-            "the first-order part",
-        )
+        claim = "First order: contributions say how the difference changes near this image"
     yield f"{claim} ({report.exactness_reason})." if report.exactness_reason else f"{claim}."
     if _is_number(report.carried_share):
-        yield f"The plane carries {report.carried_share:.1%} of {whole}."
+        part = "what the layer adds to the difference" if exact else "the difference's first-order part"
+        yield f"The plane carries {report.carried_share:.1%} of {part}."
     yield (
         f"Left over of the difference after the plane's part and the constant ({report.constant:+.3g}): "
         f"{report.completeness_residual:+.3g} logits."
     )
-    if report.code_tolerance is not None:
+    if contrast.concepts and report.code_tolerance is not None:
         yield f"The prototypes' codes are optimal to {report.code_tolerance:.1g}."
 
 
@@ -96,7 +98,7 @@ def _plane(plane: PlaneReport, contrast: Contrast) -> Iterator[str]:
     i, j = class_name(contrast.target), class_name(contrast.other)
     yield f"The plane was fitted to {plane.target_images} training images of {i} and {plane.other_images} of {j}."
     if plane.accuracy is not None:
-        margin = "" if plane.margin is None else f", on average {_norms(plane.margin)} from it"
+        margin = "" if plane.margin is None else f", on average {_norms(plane.margin)} from the plane"
         yield f"Of held-out positions that speak for either class, {plane.accuracy:.1%} are on its side{margin}."
     if plane.swap_rate is not None:
         median = "" if plane.swap_shift is None else f", half of those by {_norms(plane.swap_shift)} or less"
