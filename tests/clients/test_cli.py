@@ -20,7 +20,7 @@ import whence
 from tests.clients.test_client import BANK, CONCEPT, HELD, MODEL
 from tests.data import real_data
 from whence import _commands, cli
-from whence.testing import FakeServer, make_explanation
+from whence.testing import FakeServer, make_contrast, make_explanation
 
 Run = Callable[..., Result]
 README = Path(whence.__file__).parents[1] / "README.md"
@@ -125,6 +125,54 @@ def test_explain_saves_a_picture(run: Run, photo: str, tmp_path: Path) -> None:
     done = run("explain", photo, "--bank", BANK, "--save", str(tmp_path / "why.png"))
     assert done.exit_code == 0, done.output
     assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_contrast_prints_tables(run: Run, photo: str, server: FakeServer) -> None:
+    done = run("contrast", photo, "--bank", BANK)
+    assert done.exit_code == 0, done.output
+    expected = ("why tabby rather than tiger cat", f"{BANK}@bbbb", "91.9%", "+2.778", "-1.226", "striped fur", "+0.831")
+    for part in (*expected, *make_contrast().describe().splitlines()):
+        assert part in done.output
+    (call,) = server.calls
+    assert not call.request.options.maps  # no maps are fetched that nobody sees
+    assert not (call.request.HasField("target") or call.request.HasField("other"))
+    server.contrast = lambda request: make_contrast(prototype_count=0)
+    assert "prototype" not in run("contrast", photo, "--bank", BANK).output
+
+
+def test_contrast_passes_every_option_on(run: Run, photo: str, server: FakeServer) -> None:
+    options = ["--top-k", "2", "--order", "activation", "--maps", "contribution", "--map-size", "image", "--no-shift"]
+    done = run("contrast", photo, "--bank", BANK, "--classes", "tabby", "12", *options, "--token", "secret", "--json")
+    assert done.exit_code == 0, done.output
+    (call,) = server.calls
+    sent = call.request.options
+    assert (sent.top_k, sent.order, list(sent.maps), sent.map_size) == (2, 2, [2], 2)
+    assert (call.request.target.name, call.request.other.index, call.request.without_shift) == ("tabby", 12, True)
+    assert call.metadata["authorization"] == "Bearer secret"
+    answer = json.loads(done.stdout)
+    assert set(answer) == set(whence.Contrast.__slots__) - {"image"}
+    assert (len(answer["concepts"]), list(answer["maps"]), answer["shift_curve"]) == (2, ["contribution"], [])
+    run("contrast", photo, "--bank", BANK, "--other", "tiger cat")
+    run("contrast", photo, "--bank", BANK, "--target", "3")
+    alone, named = (call.request for call in server.calls[1:])
+    assert (alone.HasField("target"), alone.other.name) == (False, "tiger cat")
+    assert (named.target.index, named.HasField("other")) == (3, False)
+
+
+def test_contrast_saves_a_picture(run: Run, photo: str, server: FakeServer, tmp_path: Path) -> None:
+    done = run("contrast", photo, "--bank", BANK, "--save", str(tmp_path / "why.png"))
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
+    assert list(server.calls[0].request.options.maps) == [1, 2]
+
+
+def test_a_contrastive_prototype_names_both_classes(run: Run, server: FakeServer) -> None:
+    server.concepts = {(BANK, 7): replace(CONCEPT, other_index=5, other_name="lynx")}
+    assert "class tabby, against lynx" in run("concept", BANK, "7").output
+    server.concepts = {(BANK, 7): replace(CONCEPT, other_index=5)}
+    assert "class tabby, against 5" in run("concept", BANK, "7").output
+    server.concepts = {(BANK, 7): CONCEPT}
+    assert "against" not in run("concept", BANK, "7").output
 
 
 def test_intervene_prints_a_table(run: Run, photo: str, server: FakeServer) -> None:
@@ -265,6 +313,16 @@ def test_every_class_of_failure_has_a_code_and_every_code_is_documented() -> Non
         (("explain", "{photo}", "--bank", "b", "--concepts", "none"), 2, "--concepts"),
         (("explain", "{photo}", "--bank", "b", "--save", "/nowhere/why.png"), 2, "Cannot write"),
         (("explain", "{photo}", "--bank", "b", "--save", "why.docx"), 2, "docx"),
+        (("contrast", "{photo}", "--bank", "b", "--classes", "1"), 2, "--classes"),
+        (("contrast", "{photo}", "--bank", "b", "--classes", "1", "1"), 2, "not 1 and itself"),
+        (
+            ("contrast", "{photo}", "--bank", "b", "--classes", "1", "2", "--other", "3"),
+            2,
+            "leave --target and --other",
+        ),
+        (("contrast", "{photo}", "--bank", "b", "--target", "a", "--other", "a"), 2, "not 'a' and itself"),
+        (("contrast", "{photo}", "--bank", "b", "--maps", "heat"), 2, "'contribution'"),
+        (("contrast", "{photo}", "--bank", "b", "--save", "/nowhere/why.png"), 2, "Cannot write"),
         (("concept", BANK, "8"), 3, "no concept 8"),
         (("models", "--address", "localhost:1", "--timeout", "1"), 4, "cannot be reached"),
         (("models", "--address", "http://x"), 2, "host:port"),
@@ -311,7 +369,7 @@ def test_without_the_extra_the_error_names_it() -> None:
     assert done.stderr == "whence: typer is not installed: pip install 'whence[cli]'\n"
 
 
-@pytest.mark.parametrize("name", ["explain", "intervene"])
+@pytest.mark.parametrize("name", ["explain", "contrast", "intervene"])
 def test_commands_offer_what_the_client_does(name: str) -> None:
     ours = set(inspect.signature(getattr(_commands, name)).parameters)
     theirs = set(inspect.signature(getattr(whence.Client, name)).parameters)

@@ -128,6 +128,7 @@ def test_all_calls_carry_the_application_and_a_token(server: FakeServer, image: 
         client.explain(image, bank=BANK)
         list(client.explain_many([image], bank=BANK))
         client.intervene(image, bank=BANK, scales={12: 0})
+        client.contrast(image, bank=BANK)
         client.models()
         client.banks()
         client.bank(BANK)
@@ -136,12 +137,13 @@ def test_all_calls_carry_the_application_and_a_token(server: FakeServer, image: 
         "Explain",
         "ExplainStream",
         "Intervene",
+        "Contrast",
         "ListModels",
         "ListBanks",
         "GetBank",
         "GetConcept",
     }
-    for call, token in zip(server.calls, "abcdefg", strict=True):
+    for call, token in zip(server.calls, "abcdefgh", strict=True):
         assert call.metadata["application"] == "other"
         assert call.metadata["authorization"] == f"Bearer {token}"
         assert call.metadata["request_id"]

@@ -15,7 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 from PIL import Image
 
 import whence
-from whence import _answers, _fake_answers, _json, _requests
+from whence import _answers, _fake_answers, _images, _json, _requests
 from whence.testing import make_explanation
 from whence.v1 import bank_pb2, explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
@@ -53,7 +53,7 @@ def make_coherent(message: Message, numbers: Iterator[int]) -> None:
     if isinstance(message, service_pb2.InterveneResponse):
         for was, now in zip(message.before, message.after, strict=True):
             now.index = was.index
-    if isinstance(message, explanation_pb2.ConceptScore):
+    if isinstance(message, (explanation_pb2.ConceptScore, service_pb2.ContrastResponse)):
         for kind, item in zip(itertools.count(1), message.maps, strict=False):
             item.kind = kind  # type: ignore[assignment]
 
@@ -113,6 +113,26 @@ def test_every_field_of_an_intervention_comes_through() -> None:
     assert (record.request_id, record.scales) == (message.request_id, {1: 2.0})
     message.ClearField("request_id")
     assert _fake_answers.intervention(record) == message
+
+
+def test_every_field_of_a_contrast_comes_through() -> None:
+    message = service_pb2.ContrastResponse()
+    fill(message, itertools.count(3))
+    assert_full(message)
+    record = _answers.contrast(message, "r-1", None)
+    assert record.request_id == "r-1"
+    assert set(record.maps) == {"activation", "contribution"}
+    message.ClearField("request_id")
+    assert _fake_answers.contrast(record) == message
+
+
+def test_what_was_not_measured_stays_absent_from_a_contrast() -> None:
+    message = service_pb2.ContrastResponse()
+    record = _answers.contrast(message, "", None)
+    optional = {field.name for field in service_pb2.PlaneReport.DESCRIPTOR.fields if field.has_presence}
+    assert len(optional) == 4
+    assert all(getattr(record.plane, name) is None for name in optional)
+    assert (record.flip_shift, record.shift_curve, record.concepts, record.maps) == (None, (), (), {})
 
 
 def test_predictions_that_cannot_be_compared_are_refused() -> None:
@@ -253,6 +273,25 @@ def test_numbers_of_either_precision_are_read(encoding: explanation_pb2.MapEncod
             assert ours.maps[kind].values.dtype == np.float32
 
 
+def test_every_choice_of_a_contrast_reaches_the_request() -> None:
+    pair = _requests.pair(
+        bank="m/l/n@ab",
+        target="tabby",
+        other=3,
+        top_k=3,
+        order="activation",
+        maps=("contribution", "activation", "contribution"),
+        map_size="image",
+        shift=False,
+    )
+    request = pair.request(_images.read(b"file"), "r-1", 1.5)
+    assert {field.name for field, _ in request.ListFields()} == {field.name for field in request.DESCRIPTOR.fields}
+    assert (request.request_id, request.image.encoded, request.bank) == ("r-1", b"file", "m/l/n@ab")
+    assert (request.target.name, request.other.index, request.without_shift) == ("tabby", 3, True)
+    assert request.deadline.ToMilliseconds() == 1500
+    assert list(request.options.maps) == [explanation_pb2.MAP_KIND_CONTRIBUTION, explanation_pb2.MAP_KIND_ACTIVATION]
+
+
 def test_maps_are_read_only_and_compare_by_value() -> None:
     message = explanation_pb2.Explanation()
     fill(message, itertools.count(3))
@@ -284,4 +323,12 @@ def test_json_holds_every_field_but_the_image() -> None:
     plain = _json._plain(record)
     assert set(plain) >= set(record.__slots__) - {"image"}
     assert np.shape(plain["concepts"][0]["maps"]["activation"]["values"]) == (2, MAP_SIDE)
+    answer = service_pb2.ContrastResponse()
+    fill(answer, itertools.count(3))
+    answer.faithfulness.carried_share = float("nan")
+    contrast = _answers.contrast(answer, "r", None)
+    plain = _json._plain(contrast)
+    assert set(plain) >= set(contrast.__slots__) - {"image"}
+    assert np.shape(plain["maps"]["contribution"]["values"]) == (2, MAP_SIDE)
+    assert plain["faithfulness"]["carried_share"] is None
     assert "null" in _json.dumps(whence.Exemplar(b"a", "s", whence.Box(0, 0, 1, 1), float("nan")))
