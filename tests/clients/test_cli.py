@@ -130,12 +130,14 @@ def test_explain_saves_a_picture(run: Run, photo: str, tmp_path: Path) -> None:
 def test_contrast_prints_tables(run: Run, photo: str, server: FakeServer) -> None:
     done = run("contrast", photo, "--bank", BANK)
     assert done.exit_code == 0, done.output
-    expected = ("why tabby rather than tiger cat", f"{BANK}@bbbb", "91.9%", "+2.778", "-1.226", "striped fur", "+0.831")
-    for part in (*expected, *make_contrast().describe().splitlines()):
+    made = make_contrast()
+    sums = (f"{made.contribution_for_target:+.4g}", f"{made.contribution_for_other:+.4g}")
+    expected = ("why tabby rather than tiger cat", f"{BANK}@bbbb", "91.9%", "striped fur", "share", *sums)
+    for part in (*expected, *made.describe().splitlines()):
         assert part in done.output
     (call,) = server.calls
     assert not call.request.options.maps  # no maps are fetched that nobody sees
-    assert not (call.request.HasField("target") or call.request.HasField("other"))
+    assert {"target", "other"}.isdisjoint(field.name for field, _ in call.request.ListFields())
     server.contrast = lambda request: make_contrast(prototype_count=0)
     assert "prototype" not in run("contrast", photo, "--bank", BANK).output
 
