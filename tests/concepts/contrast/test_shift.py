@@ -44,7 +44,7 @@ def test_the_image_turns_at_the_flip_and_not_before(case: Case) -> None:
     assert len(turned) > 10
     for row in turned:
         flip = float(found.flip[row])
-        for at, expected in ((flip, True), (flip * 0.97, False)):
+        for at, expected in ((flip, True), (flip - max(0.04 * flip, 1 / 500), False)):
             moved = case.a[row].clone()
             for y in range(moved.shape[1]):
                 for x in range(moved.shape[2]):
@@ -69,7 +69,7 @@ def test_points_are_in_order_and_hold_both_probabilities(case: Case) -> None:
 
 def test_an_image_is_shifted_as_it_would_be_alone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     together = case.found(torch.arange(20))
-    monkeypatch.setattr(shift, "_ELEMENTS", 3 * case.a[0].numel())  # several to a piece, pieces across images
+    monkeypatch.setattr(shift, "_ELEMENTS", 30 * case.a[0].numel())  # three images a piece
     for row in range(0, 20, 5):
         alone = case.found(torch.tensor([row]))
         torch.testing.assert_close(alone.flip[0], together.flip[row])
@@ -89,7 +89,8 @@ def test_tokens_without_a_place_stay_and_signed_layers_keep_their_signs(bcos: Mo
     cut = bcos.cut("layer3")
     a = cut.trunk(bcos.inputs(views[:2]))
     normals = torch.nn.functional.normalize(torch.randn(2, a.shape[1], generator=torch.Generator().manual_seed(0)))
-    moved = shift.shifted(cut, a, normals, torch.tensor([0.0, 2.0]))
+    moved = shift.shifted(cut, a, normals, torch.tensor([[0.0, 2.0], [0.5, 1.0]]))
     assert torch.equal(moved[0], a[0])
-    torch.testing.assert_close(moved[1], a[1] - 2 * normals[1].view(-1, 1, 1))
+    torch.testing.assert_close(moved[1], a[0] - 2 * normals[0].view(-1, 1, 1))
+    torch.testing.assert_close(moved[2], a[1] - 0.5 * normals[1].view(-1, 1, 1))
     assert bool((moved < 0).any())

@@ -58,7 +58,7 @@ def test_a_median_shift_really_turns_half_of_the_images(solved, tested):
     normals, _ = planes.between(torch.tensor([6]), torch.tensor([9]))
     at = float(tested.swap_shift[6, 9]) * unit * 1.02
     won = [
-        float(task.cut.head(shift.shifted(task.cut, a, normals, torch.tensor([at]))).softmax(1)[0, 9]) > 0.5
+        float(task.cut.head(shift.shifted(task.cut, a, normals, torch.tensor([[at]]))).softmax(1)[0, 9]) > 0.5
         for a in activations(task, members[6][:4])
     ]
     assert sum(won) >= 2
