@@ -126,7 +126,7 @@ def test_what_was_not_asked_for_leaves_no_hole(tmp_path: Path) -> None:
         {"shift_curve": (whence.ShiftPoint(0.0, 0.5, 0.25),), "flip_shift": None},
         {"plane": whence.PlaneReport(3, 2)},
         {"prototype_count": 13},
-        {"target": whence.ClassScore(0, "$x_" + "y" * 200, 1.0, 0.5), "other": whence.ClassScore(1, "", 0.0, 0.5)},
+        {"target": whence.ClassScore(0, "y" * 200, 1.0, 0.5), "other": whence.ClassScore(1, r"$\frac{1}{$", 0.0, 0.5)},
     ],
     ids=["no flip", "at once", "at the end", "one point", "unmeasured", "many prototypes", "names"],
 )
