@@ -16,6 +16,8 @@ from concepts.model import ModelSpec
 from concepts.preprocessing import Preprocessing
 from concepts.repository import BankSummary
 from offline.compare import COLUMNS, Comparison, identity
+from offline.contrast.audit import Audit
+from offline.contrast.insertion import VARIANTS
 from offline.evaluate import Evaluated
 from offline.store.plan import in_words
 from offline.store.reading import Store
@@ -150,6 +152,48 @@ def compared(found: Comparison) -> Table:
 def _notes_of(found: Comparison) -> list[str]:
     marked = ["* best of its column; no mark where values are not comparable"] if found.best else []
     return marked + [escape(note) for note in found.notes]
+
+
+def audited_classes(found: Audit) -> Table:
+    """Return one row a class: what its strongest prototype does to images of all other classes."""
+    table = Table(title=f"{found.bank.reference} @ {found.bank.digest[:12]}", title_justify="left")
+    table.add_column("class", no_wrap=True)
+    for title in ("concept", "flips", "blank", "random", "images", "classes flipped"):
+        table.add_column(title, justify="right")
+    table.add_column("", no_wrap=True)
+    for spread in found.spreads:
+        flips = spread.flips()
+        table.add_row(
+            escape(found.class_names[spread.target]),
+            str(spread.finding.concept.id),
+            *[_number(flips.get(variant)) for variant in VARIANTS],
+            str(spread.images),
+            f"{len(spread.flipped)} of {len(spread.effects)}",
+            "[red]suspicious[/]" if spread.suspicious else "",
+        )
+    return table
+
+
+def audited(found: Audit) -> Table:
+    """Return one row a prototype, the strongest first: what it does to images of the class it is contrasted with."""
+    shown = found.findings[: found.settings.top]
+    note = f"the {len(shown)} strongest of {len(found.findings):,} prototypes"
+    table = Table(caption=note, caption_justify="left")
+    table.add_column("class", no_wrap=True)
+    table.add_column("pasted into", no_wrap=True)
+    for title in ("concept", "flips", "blank", "random", "gain", "blank gain", "random gain", "images"):
+        table.add_column(title, justify="right")
+    for finding in shown:
+        one, effect = finding.insertion, finding.effect
+        table.add_row(
+            escape(found.class_names[one.target]),
+            escape(found.class_names[one.other]),
+            str(finding.concept.id),
+            *[_number(effect.flips(variant)) for variant in VARIANTS],
+            *[_number(effect.gain(variant)) for variant in VARIANTS],
+            str(len(effect.keys)),
+        )
+    return table
 
 
 def store(found: Store) -> Table:

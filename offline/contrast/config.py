@@ -44,6 +44,9 @@ class ContrastConfig(TrainingConfig):
     test_images: int = Field(
         20, ge=1, description="Most held-out images of a class to shift and to mask for each of its pairs, in images."
     )
+    insertion_images: int = Field(
+        10, ge=0, description="Most held-out images to paste each prototype into, in images; 0: none."
+    )
 
     def side(self, view: Preprocessing, grid: tuple[int, int]) -> int:
         """Return the side of an exemplar for a layer's grid, in pixels of the view."""

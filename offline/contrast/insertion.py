@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -32,6 +32,9 @@ PLACES = "places"
 Variant = Literal["insertion", "blank", "random"]
 VARIANTS: tuple[Variant, ...] = ("insertion", "blank", "random")
 """What is pasted: a prototype's crop; the image's own mean colour; any patch of class j."""
+
+SHARES = tuple(f"{variant}_{what}" for variant in VARIANTS for what in ("flips", "gain"))
+"""Statistics of a prototype that the test gives, beside ``insertion_images``."""
 
 _VIEWS_BYTES = 2**28
 """Of the decoded images that are kept for the next prototypes."""
@@ -207,6 +210,57 @@ def crops(concept: Concept, places: Tensor, picture: Callable[[Exemplar], bytes]
     return found
 
 
+def insertions(
+    concepts: Sequence[Concept], places: Tensor, picture: Callable[[Exemplar], bytes], view: Preprocessing
+) -> list[Insertion]:
+    """Return every prototype that has exemplars, to be pasted into images of the class that it is contrasted with.
+
+    Parameters
+    ----------
+    concepts
+        Of a contrast bank.
+    places
+        The bank's tensor of that name.
+    picture, view
+        As of ``crops``.
+    """
+    return [
+        Insertion(
+            concept.class_index, concept.other_index, crops(concept, places[concept.id], picture, view), concept.id
+        )
+        for concept in concepts
+        if concept.exemplars and concept.class_index is not None and concept.other_index is not None
+    ]
+
+
+def tested(
+    pool: Pool,
+    concepts: Sequence[Concept],
+    places: Tensor,
+    pictures: Mapping[str, bytes],
+    images: int,
+    seed: int,
+    report: Reporter,
+) -> tuple[Concept, ...]:
+    """Return the concepts of a contrast bank, each with what ``measure`` found among its statistics.
+
+    Parameters
+    ----------
+    pool
+        The model, and held-out images.
+    concepts, places
+        As of ``insertions``.
+    pictures
+        Of the exemplars, by file.
+    images, seed, report
+        As of ``measure``.
+    """
+    wanted = insertions(concepts, places, lambda exemplar: pictures[exemplar.file], pool.model.spec.preprocessing)
+    effects = zip(wanted, measure(pool, wanted, images, seed, report), strict=True)
+    known = {one.number: effect.statistics() for one, effect in effects if effect is not None}
+    return tuple(replace(c, statistics={**c.statistics, **known.get(c.id, {})}) for c in concepts)
+
+
 def measure(
     pool: Pool, insertions: Sequence[Insertion], images: int, seed: int, report: Reporter, stage: str = "inserting"
 ) -> list[Effect | None]:
@@ -272,7 +326,7 @@ def _edits(
         one = insertions[number]
         seen, source = pool.seen(one.other, images), pool.seen(one.target, images)
         count = len(seen.keys)
-        if not count or not one.crops:
+        if not count:
             continue
         before = seen.probabilities[:, one.target]
         nothing = np.full((len(VARIANTS), count), np.nan), np.full((len(VARIANTS), count), -1)

@@ -14,7 +14,7 @@ from concepts.contrast.planes import Planes
 from concepts.errors import InvalidInput, NotTrainable
 from concepts.repository import Repository
 from offline import exemplars
-from offline.contrast import held_out, prototypes, trials
+from offline.contrast import held_out, insertion, prototypes, trials
 from offline.contrast.config import ContrastConfig
 from offline.contrast.held_out import Sides
 from offline.contrast.pairs import by_target, confused
@@ -58,9 +58,15 @@ def train(repository: Repository, config: ContrastConfig, report: Reporter) -> O
     tested = trials.run(task, planes, found.unit, pairs, sides.members)
     signed = found.signed or not task.cut.non_negative
     learned = [] if signed else [one for one in prototypes.learn(task, planes, pairs, found.keys) if len(one.energy)]
-    report("publishing", 0, 1)
-    drawn = exemplars.draw(task.training, [excerpts for one in learned for excerpts in one.excerpts])
     spec = task.model.spec
+    excerpts = [excerpts for one in learned for excerpts in one.excerpts]
+    drawn = exemplars.draw(task.training, excerpts)
+    places = insertion.places(task.training, excerpts, spec.preprocessing)
+    pool = insertion.Pool(task.model, task.held_out, sides.members, config.batch_size, task.skipped_images)
+    concepts = insertion.tested(
+        pool, _concepts(learned, drawn), places, drawn.pictures, config.insertion_images, config.seed, report
+    )
+    report("publishing", 0, 1)
     bank = Bank(
         kind="contrast",
         model=config.model,
@@ -68,9 +74,9 @@ def train(repository: Repository, config: ContrastConfig, report: Reporter) -> O
         name=config.name,
         weights_digest=spec.weights_digest,
         channels=task.cut.layout.channels,
-        concepts=_concepts(learned, drawn),
-        tensors=_tensors(found, planes, sides, tested, learned),
-        metrics=_metrics(planes, sides, tested, learned),
+        concepts=concepts,
+        tensors=_tensors(found, planes, sides, tested, learned, places),
+        metrics=_metrics(planes, sides, tested, concepts),
         configuration={
             "method": "contrast",
             **config.record(),
@@ -102,7 +108,7 @@ def _concepts(learned: Sequence[Prototypes], drawn: exemplars.Drawn) -> tuple[Co
 
 
 def _tensors(
-    found: Statistics, planes: Planes, sides: Sides, tested: Trials, learned: Sequence[Prototypes]
+    found: Statistics, planes: Planes, sides: Sides, tested: Trials, learned: Sequence[Prototypes], places: Tensor
 ) -> dict[str, Tensor]:
     """Return what banks of this kind hold."""
     tensors = {
@@ -116,11 +122,13 @@ def _tensors(
         "swap_rate": tested.swap_rate,
         "swap_shift": tested.swap_shift,
     }
-    return tensors | ({"dictionary": torch.cat([one.dictionary for one in learned])} if learned else {})
+    if not learned:
+        return tensors
+    return tensors | {"dictionary": torch.cat([one.dictionary for one in learned]), insertion.PLACES: places}
 
 
-def _metrics(planes: Planes, sides: Sides, tested: Trials, learned: Sequence[Prototypes]) -> dict[str, Any]:
-    """Return means over pairs, the curves of the masking test, and how many pairs these are of."""
+def _metrics(planes: Planes, sides: Sides, tested: Trials, concepts: Sequence[Concept]) -> dict[str, Any]:
+    """Return means over pairs and over prototypes, the curves of the masking test, and how many pairs these are of."""
     tables = {
         "plane_accuracy": sides.accuracy,
         "plane_margin": sides.margin,
@@ -137,10 +145,13 @@ def _metrics(planes: Planes, sides: Sides, tested: Trials, learned: Sequence[Pro
             "planes": int(planes.weights.exists.sum()) // 2,
             "measured": len(measured["plane_accuracy"]) // 2,
             "tested": len(measured["swap_rate"]),
-            "prototypes": len(learned),
+            "prototypes": len({(concept.class_index, concept.other_index) for concept in concepts}),
         },
         "held_out_fingerprint": fingerprint(sides.digests),
     }
+    for name in insertion.SHARES:
+        values = [concept.statistics[name] for concept in concepts if name in concept.statistics]
+        mean |= {name: sum(values) / len(values)} if values else {}
     if tested.curves is not None:
         metrics["masking"] = {"removed": [step / STEPS for step in range(STEPS + 1)], **_lists(tested.curves)}
         mean |= {f"masking_{name}": _area(curve) for name, curve in _lists(tested.curves).items()}
