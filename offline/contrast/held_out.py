@@ -42,13 +42,15 @@ class _Tally:
         zeros = torch.zeros_like(planes.products, dtype=torch.float64)
         self.count, self.right, self.distance = zeros[0].clone(), zeros, zeros.clone()
 
-    def add(self, vectors: Tensor, target: int) -> None:
-        """Take in vectors ``[N, C]`` that speak for a class."""
-        self.count[target] += len(vectors)
-        for some in vectors.split(max(_ELEMENTS // len(self.count), 1)):
-            distances = self._planes.distances(self._planes.projected(some), target)
-            self.right[target] += (distances > 0).sum(0)
-            self.distance[target] += distances.sum(0)
+    def add(self, vectors: Tensor, targets: Tensor) -> None:
+        """Take in vectors ``[N, C]``, each of which speaks for its class, int64 ``[N]``."""
+        for some in torch.arange(len(vectors), device=vectors.device).split(max(_ELEMENTS // len(self.count), 1)):
+            projected = self._planes.projected(vectors[some])
+            for target in targets[some].unique().tolist():
+                distances = self._planes.distances(projected[targets[some] == target], target)
+                self.count[target] += len(distances)
+                self.right[target] += (distances > 0).sum(0)
+                self.distance[target] += distances.sum(0)
 
     def mean(self, total: Tensor) -> Tensor:
         """Return the mean of both classes' means, float32 ``[n, n]``; NaN where there is none."""
@@ -88,13 +90,10 @@ def measure(task: Task[ContrastConfig], planes: Planes, unit: float) -> Sides:
             targets = targets[rows]
             found = evidence(cut, a[rows], targets)
             speaking = found.speaking(config.evidence)
-            for target in targets.unique().tolist():
-                own = targets == target
-                tally.add(found.vectors[own][speaking[own]], target)
-        for row in rows:
-            digests[batch.keys[row]] = batch.digests[row]
-        for row, target in zip(rows, targets.tolist() if rows else (), strict=True):
-            members.setdefault(target, []).append(batch.keys[row])
+            tally.add(found.vectors[speaking], targets.repeat_interleave(speaking.sum(1)))
+            for row, target in zip(rows, targets.tolist(), strict=True):
+                members.setdefault(target, []).append(batch.keys[row])
+                digests[batch.keys[row]] = batch.digests[row]
         done += len(batch.keys)
         task.report("measuring planes", min(done, len(keys) - 1), len(keys))
         if not any(left.values()):

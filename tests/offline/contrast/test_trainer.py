@@ -156,7 +156,8 @@ def test_signed_layers_have_planes_without_prototypes(place):
         ({"layer": "flatten"}, NotTrainable, "has no positions"),
         ({"classes": ("ship",)}, InvalidInput, "at least two"),
         ({"classes": ("dog", "deer")}, NotTrainable, "0 of 10 classes have the 5 training images"),
-        ({"layer": "layer2", "images_per_class": 1, "min_images": 1, "shrinkage": 0.0}, NotTrainable, "--shrinkage"),
+        ({"layer": "pool", "images_per_class": 5, "shrinkage": 0.0}, NotTrainable, "raise --shrinkage"),
+        ({"layer": "pool", "images_per_class": 1, "min_images": 1}, NotTrainable, "all alike"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(place, tmp_path, changes, error, words):
