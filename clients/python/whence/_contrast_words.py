@@ -21,8 +21,14 @@ def one_line(contrast: Contrast) -> str:
     """What a contrast says, in a line."""
     return (
         f"Contrast({title(contrast)}: {contrast.difference:+.3g} logits, {_carried(contrast)} by the plane"
-        f"{_flip(contrast)}; {len(contrast.concepts)} prototypes of {bank_version(contrast)})"
+        f"{_flip(contrast)}; {counted(contrast)} of {bank_version(contrast)})"
     )
+
+
+def counted(contrast: Contrast) -> str:
+    """How many prototypes there are."""
+    count = len(contrast.concepts)
+    return f"{count} prototype" if count == 1 else f"{count} prototypes"
 
 
 def lines(contrast: Contrast) -> list[str]:
