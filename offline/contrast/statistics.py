@@ -36,6 +36,8 @@ class Statistics:
     """Sum of the norms at all positions, and how many there are, ``[2]``."""
     runners_up: Tensor
     """How often the second most probable class was j where i was the first, int64 ``[n, n]``."""
+    predicted: Tensor
+    """Images of each class that were looked at, int64 ``[n]``."""
     signed: bool = False
     """Whether an activation was negative."""
     keys: dict[int, list[str]] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class Statistics:
             squares=zeros(channels, channels),
             norms=zeros(2),
             runners_up=torch.zeros(classes, classes, dtype=torch.int64, device=device),
+            predicted=torch.zeros(classes, dtype=torch.int64, device=device),
         )
 
     @property
@@ -81,6 +84,7 @@ class Statistics:
         share
             As of ``Evidence.speaking``.
         """
+        self.predicted += torch.bincount(targets, minlength=len(self.predicted))
         speaking = found.speaking(share)
         rows = speaking.any(1).nonzero().squeeze(1)
         size = max(_ELEMENTS // found.vectors[0].numel(), 1)

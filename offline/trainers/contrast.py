@@ -43,14 +43,7 @@ def train(repository: Repository, config: ContrastConfig, report: Reporter) -> O
     """
     task = open_task(repository, config, report)
     wanted = task.classes()
-    if len(wanted) < 2:
-        raise InvalidInput("planes lie between two classes: name at least two --classes of a model, or none for all")
-    if task.cut.layout.order == "bc":
-        raise NotTrainable(
-            f"layer {config.layer!r} has no positions, and planes are between places in images: choose another layer "
-            "of `whence-bank layers`",
-            layer=config.layer,
-        )
+    _check(task, wanted)
     found = gather(task, wanted)
     planes = solve(found, config.min_images, config.shrinkage).to(task.model.device)
     sides = held_out.measure(task, planes, found.unit)
@@ -90,6 +83,18 @@ def train(repository: Repository, config: ContrastConfig, report: Reporter) -> O
     bank = repository.publish(bank, drawn.pictures)
     report("publishing", 1, 1)
     return Outcome((bank,), _skipped(task, wanted, found, planes), task.skipped_images)
+
+
+def _check(task: Task[ContrastConfig], wanted: Sequence[int]) -> None:
+    """Refuse what no images could mend."""
+    if len(wanted) < 2:
+        raise InvalidInput("planes lie between two classes: name at least two --classes of a model, or none for all")
+    if task.cut.layout.order == "bc":
+        raise NotTrainable(
+            f"layer {task.cut.layer!r} has no positions, and planes are between places in images: choose another layer "
+            "of `whence-bank layers`",
+            layer=task.cut.layer,
+        )
 
 
 def _concepts(learned: Sequence[Prototypes], drawn: exemplars.Drawn) -> tuple[Concept, ...]:
@@ -171,9 +176,11 @@ def _skipped(task: Task[ContrastConfig], wanted: Sequence[int], found: Statistic
     """Return why classes that were wanted have no planes, by name."""
     reasons = {}
     for target in wanted:
-        images = len(found.keys.get(target, ()))
-        if not images:
+        predicted, images = int(found.predicted[target]), len(found.keys.get(target, ()))
+        if not predicted:
             reasons[target] = "the model predicts none of the training images as it: add images that it takes for it"
+        elif not images:
+            reasons[target] = "at this layer nothing speaks for it in the images predicted as it: choose another layer"
         elif not bool(planes.known[target]):
             reasons[target] = (
                 f"only {images} training images are predicted as it, of {task.config.min_images} needed: add images, "

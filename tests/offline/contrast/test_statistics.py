@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from offline.contrast.evidence import evidence
-from offline.contrast.statistics import gather
+from offline.contrast.statistics import Statistics, gather
 from offline.images import shuffled
 from tests.offline.contrast import worlds
 
@@ -109,3 +109,8 @@ def test_an_image_that_nothing_speaks_for_gives_nothing(place):
     against = found._replace(values=-found.values.abs())
     assert not bool(against.speaking(0.5).any())
     assert bool(against.neutral().all())
+    sums = Statistics.empty(10, task.cut.layout.channels, torch.device("cpu"))
+    batch = next(iter(task.stream(task.training, task.training.keys[:2])))
+    sums.add(batch, against, torch.tensor([3, 3]), torch.tensor([4, 4]), 0.5)
+    assert int(sums.predicted[3]) == 2
+    assert not bool(sums.images.any() | sums.runners_up.any() | sums.squares.any() | sums.norms.any())
