@@ -175,6 +175,7 @@ def test_in_a_line() -> None:
     for nothing in (None, math.nan):
         report = replace(made.faithfulness, carried_share=nothing)
         assert "+2.74 logits, +1.56 by the plane" in repr(replace(made, faithfulness=report))
+    assert "; 1 prototype of fake" in repr(make_contrast(prototype_count=1))
     nameless = replace(made, target=replace(made.target, name=""))
     assert "281 rather than tiger cat" in repr(nameless)
 

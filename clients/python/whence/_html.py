@@ -39,8 +39,8 @@ def render(explanation: Explanation, picture: bytes | None) -> str:
 def render_contrast(contrast: Contrast, picture: bytes | None) -> str:
     """The picture (PNG bytes, if any), the prototypes as a table, and what is said in words."""
     head = f"<b>{escape(_contrast_words.title(contrast))}</b>, {escape(bank_version(contrast))}"
-    summary = f"{len(contrast.concepts)} prototypes"
-    return _piece(head, picture, summary, _contrast_words.table(contrast), _contrast_words.lines(contrast), "contrast")
+    cells, lines = _contrast_words.table(contrast), _contrast_words.lines(contrast)
+    return _piece(head, picture, _contrast_words.counted(contrast), cells, lines, "contrast")
 
 
 def _piece(head: str, picture: bytes | None, summary: str, cells: Table, lines: Sequence[str], what: str) -> str:
