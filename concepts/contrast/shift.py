@@ -36,7 +36,7 @@ class Shifted(NamedTuple):
 
 @torch.no_grad()
 def search(cut: Cut, a: Tensor, normals: Tensor, targets: Tensor, others: Tensor, unit: float) -> Shifted:
-    """Shift all positions that have a place in the image away from the target's side until the other class has won.
+    """Shift all positions, class tokens too, away from the target's side until the other class has won.
 
     The shifts double from 1/16 to 8 units; then the first interval at whose end the other class has won is divided,
     twice, in six. So a flip is known to within 3 %, or 1/500 of a unit, if it is the first: what turns back in between
@@ -99,7 +99,7 @@ def _probabilities(cut: Cut, a: Tensor, normals: Tensor, targets: Tensor, others
 
 
 def shifted(cut: Cut, a: Tensor, normals: Tensor, shifts: Tensor) -> Tensor:
-    """Return ``a' = ReLU(a − s·n̂)`` at all positions with a place, without ReLU where the layer has none.
+    """Return ``a' = ReLU(a − s·n̂)`` at all positions, without ReLU where the layer has none.
 
     Parameters
     ----------
@@ -114,8 +114,6 @@ def shifted(cut: Cut, a: Tensor, normals: Tensor, shifts: Tensor) -> Tensor:
     -------
     ``[R · T, …]``, image by image.
     """
-    positions, tokens = cut.positions(a).unsqueeze(1), cut.layout.tokens
-    moved = positions - (shifts.to(a.dtype).unsqueeze(2) * normals.unsqueeze(1)).unsqueeze(2)
+    moved = cut.positions(a).unsqueeze(1) - (shifts.to(a.dtype).unsqueeze(2) * normals.unsqueeze(1)).unsqueeze(2)
     moved = moved.clamp_min_(0) if cut.non_negative else moved
-    moved[:, :, :tokens] = positions[:, :, :tokens]
     return cut.unpositions(moved.flatten(0, 1))

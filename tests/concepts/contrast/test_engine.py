@@ -356,8 +356,8 @@ def test_a_bank_comes_back_from_its_files(model: Model, contrast_bank: Bank, vie
     assert other.plane == one.plane
 
 
-def test_tokens_are_left_alone() -> None:
-    """A small transformer: nothing is said of the class token, and nothing done to it."""
+def test_nothing_is_said_of_tokens_but_they_are_shifted_with_all() -> None:
+    """A small transformer: its class token has no place, yet the head sees it."""
     from concepts.model import ModelSpec
     from concepts.preprocessing import Preprocessing
 
@@ -389,6 +389,11 @@ def test_tokens_are_left_alone() -> None:
     (answer,) = contrast(engine, view, ask(0, 1))
     assert answer.maps["activation"].values.shape == (4, 4)
     assert answer.maps["activation"].class_token == 0.0
+    normal, _ = engine._planes.between(torch.tensor([0]), torch.tensor([1]))
+    a = engine.cut.trunk(model.inputs(view))
+    point = answer.shift_curve[3]
+    moved = engine.cut.head((a - point.shift * normal).clamp_min(0)).softmax(1)[0]
+    assert point.other_probability == pytest.approx(float(moved[1]), rel=1e-4)
     assert answer.maps["contribution"].values.sum() == pytest.approx(answer.contribution, rel=1e-4)
 
 

@@ -85,7 +85,7 @@ def test_an_image_on_the_other_side_turns_at_once(case: Case) -> None:
     assert bool(sure.any())
 
 
-def test_tokens_without_a_place_stay_and_signed_layers_keep_their_signs(bcos: Model, views: Views) -> None:
+def test_signed_layers_keep_their_signs(bcos: Model, views: Views) -> None:
     cut = bcos.cut("layer3")
     a = cut.trunk(bcos.inputs(views[:2]))
     normals = torch.nn.functional.normalize(torch.randn(2, a.shape[1], generator=torch.Generator().manual_seed(0)))
