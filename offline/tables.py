@@ -155,17 +155,20 @@ def _notes_of(found: Comparison) -> list[str]:
 
 
 def audited_classes(found: Audit) -> Table:
-    """Return one row a class: what its strongest prototype does to images of all other classes."""
+    """Return one row a class: its strongest prototype, and what that does to images of all other classes."""
     table = Table(title=f"{found.bank.reference} @ {found.bank.digest[:12]}", title_justify="left")
     table.add_column("class", no_wrap=True)
-    for title in ("concept", "flips", "blank", "random", "images", "classes flipped"):
+    table.add_column("strongest against", no_wrap=True)
+    for title in ("concept", "beyond patches", "flips of all", "blank", "random", "images", "classes flipped"):
         table.add_column(title, justify="right")
     table.add_column("", no_wrap=True)
     for spread in found.spreads:
         flips = spread.flips()
         table.add_row(
             escape(found.class_names[spread.target]),
+            escape(found.class_names[spread.finding.insertion.other]),
             str(spread.finding.concept.id),
+            _number(spread.finding.excess),
             *[_number(flips.get(variant)) for variant in VARIANTS],
             str(spread.images),
             f"{len(spread.flipped)} of {len(spread.effects)}",

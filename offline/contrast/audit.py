@@ -1,8 +1,9 @@
-"""Looking for spurious features: prototypes whose small crops turn images of many other classes into theirs.
+"""Looking for spurious features: prototypes whose small crops turn images of other classes into theirs.
 
 Nobody says where to look. Every contrastive prototype of a bank is pasted into images of the class that it is
-contrasted with; the strongest one of each class then into images of all other classes. What a class should be told by
-rarely flips everything that it is pasted into; a mark that happened to accompany the class in training does.
+contrasted with; the strongest one of each class then into images of all other classes, which tells how far it reaches.
+A small crop that is enough for the model may be a mark that happened to accompany the class in training, or what the
+class should be told by: that is for a person to see.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from offline.locations import Location
 from offline.progress import Reporter
 
 SUSPICIOUS = 0.5
-"""A prototype is suspicious if it flips this share of all other classes' images more than the patches beside it do."""
+"""A prototype is suspicious if it flips most images of a class beyond what the patches beside it flip."""
 
 
 class AuditSettings(BaseModel):
@@ -67,7 +68,8 @@ class Finding:
     @property
     def excess(self) -> float:
         """Share of images that it flips, less that of the blank or random patch, whichever flips more."""
-        return _excess([self.effect])
+        flips = _mean([self.effect], Effect.flips)
+        return flips["insertion"] - max(flips["blank"], flips.get("random", 0.0))
 
     @property
     def rank(self) -> tuple[float, float, int]:
@@ -101,14 +103,9 @@ class Spread:
         return [other for other, effect in self.effects.items() if (effect.flips("insertion") or 0.0) >= 0.5]
 
     @property
-    def excess(self) -> float:
-        """As of a ``Finding``, over all images."""
-        return _excess(list(self.effects.values()))
-
-    @property
     def suspicious(self) -> bool:
         """Whether a person should look at it."""
-        return self.excess >= SUSPICIOUS
+        return self.finding.excess >= SUSPICIOUS
 
     def flips(self) -> dict[Variant, float]:
         """Return the share of images that become the class, by variant."""
@@ -128,7 +125,7 @@ class Audit:
     findings: Sequence[Finding]
     """Of all prototypes that could be tested, strongest first."""
     spreads: Sequence[Spread]
-    """Of the classes with the strongest findings, the widest first."""
+    """Of the classes with the strongest findings, the strongest first."""
     untested: Sequence[int]
     """Prototypes with no image to paste them into."""
     pool: Pool
@@ -148,8 +145,9 @@ class Audit:
                 {
                     "class": names[spread.target],
                     "concept": spread.finding.concept.id,
+                    "other": names[spread.finding.insertion.other],
                     "suspicious": spread.suspicious,
-                    "excess": spread.excess,
+                    "excess": spread.finding.excess,
                     **{f"{variant}_flips": share for variant, share in spread.flips().items()},
                     "images": spread.images,
                     "area": spread.area,
@@ -248,7 +246,7 @@ def _check(bank: Bank) -> None:
 
 
 def _spread(pool: Pool, findings: Sequence[Finding], settings: AuditSettings, report: Reporter) -> tuple[Spread, ...]:
-    """Paste the strongest prototype of each class into images of all other classes; the widest effect first."""
+    """Paste the strongest prototype of each class into images of all other classes."""
     strongest: dict[int, Finding] = {}
     for finding in findings:
         strongest.setdefault(finding.insertion.target, finding)
@@ -267,10 +265,9 @@ def _spread(pool: Pool, findings: Sequence[Finding], settings: AuditSettings, re
         if effect is not None:
             found[one.target][one.other] = effect
     view = pool.model.spec.preprocessing
-    spreads = [
+    return tuple(
         Spread(one, found[one.insertion.target], _area(one.insertion, view.height * view.width)) for one in looked_at
-    ]
-    return tuple(sorted(spreads, key=lambda spread: (-spread.excess, spread.finding.rank)))
+    )
 
 
 def _area(insertion: Insertion, pixels: int) -> float:
@@ -287,8 +284,3 @@ def _mean(effects: Sequence[Effect], measured: Callable[[Effect, Variant], float
         for variant, found in values.items()
         if len(known := [value for value in found if value is not None]) == len(effects)
     }
-
-
-def _excess(effects: Sequence[Effect]) -> float:
-    flips = _mean(effects, Effect.flips)
-    return flips["insertion"] - max(flips["blank"], flips.get("random", 0.0))

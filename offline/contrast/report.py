@@ -31,8 +31,8 @@ CAPTIONS: Mapping[Variant | None, str] = {
 _EXAMPLES = 3
 """Images of a finding that are shown: the first ones, not the best."""
 
-_TILE, _GAP, _TEXT = 128, 10, 34
-"""Side of a picture, the space between two, and the height of the words below one, in pixels."""
+_TILE, _GAP, _TEXT, _HEAD = 128, 10, 34, 56
+"""Side of a picture, the space between two, the height of the words below one, and of those on top, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _section(audit: Audit, spread: Spread) -> Section:
     exemplars = [audit.pictures[exemplar.file] for exemplar in finding.concept.exemplars]
     title = f"{names[spread.target]} against all others"
     row = Row(
-        title, finding.concept.id, exemplars, spread.flips(), spread.gain(), spread.excess, spread.images, examples
+        title, finding.concept.id, exemplars, spread.flips(), spread.gain(), finding.excess, spread.images, examples
     )
     return Section(names[spread.target], spread, row, [names[other] for other in spread.flipped])
 
@@ -188,13 +188,13 @@ def picture(row: Row) -> Image.Image:
     """Draw a finding: its exemplars in the first line, then one example a line."""
     lines = 1 + len(row.examples)
     columns = max(len(CAPTIONS), len(row.exemplars))
-    size = (_GAP + columns * (_TILE + _GAP), 3 * _GAP + 20 + lines * (_TILE + _TEXT + _GAP))
+    size = (_GAP + columns * (_TILE + _GAP), _HEAD + lines * (_TILE + _TEXT + _GAP))
     canvas = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
-    draw.text((_GAP, _GAP), f"{row.title}, concept {row.concept}: {_in_words(row.flips)}", "black", font)
+    draw.text((_GAP, _GAP), f"{row.title}, concept {row.concept}\n{_in_words(row.flips)}", "black", font)
 
     def tile(line: int, column: int, image: Image.Image, words: str, colour: str = "black") -> None:
-        left, top = _GAP + column * (_TILE + _GAP), 2 * _GAP + 20 + line * (_TILE + _TEXT + _GAP)
+        left, top = _GAP + column * (_TILE + _GAP), _HEAD + line * (_TILE + _TEXT + _GAP)
         canvas.paste(_enlarged(image), (left, top))
         draw.multiline_text((left, top + _TILE + 2), words, colour, ImageFont.load_default(11), spacing=2)
 
