@@ -7,6 +7,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from itertools import takewhile
 
 import numpy as np
 import pytest
@@ -54,27 +55,30 @@ def found(world) -> Audit:
 
 
 def stickers(world, finding: Finding) -> list[bool]:
-    """Say of each exemplar whether it shows the sticker."""
+    """Say of each exemplar whether it shows most of a sticker."""
     truth = read_truth(world / "train")
     shows = []
     for exemplar in finding.concept.exemplars:
         mask = truth.masks[truth.files.index(exemplar.source), index_of(SPURIOUS)]
         left, top, right, bottom = (round(side) for side in exemplar.box)
-        shows.append(bool(mask.any()) and mask[top:bottom, left:right].sum() >= 0.8 * mask.sum())
+        shows.append(bool(mask.any()) and mask[top:bottom, left:right].sum() > 0.5 * mask.sum())
     return shows
 
 
 def test_the_sticker_is_found_by_what_it_does(world, found):
-    top = found.findings[:2]
-    assert {found.class_names[finding.insertion.target] for finding in top} == {SPURIOUS_CLASS}
+    spurious = CLASS_NAMES.index(SPURIOUS_CLASS)
+    top = list(takewhile(lambda finding: finding.insertion.target == spurious, found.findings))
+    assert len(top) >= 2
     assert all(all(stickers(world, finding)) for finding in top)
     flips = {variant: np.mean([finding.effect.flips(variant) for finding in top]) for variant in VARIANTS}
     assert flips["insertion"] >= 0.5
+    # A patch in that corner does flip 5 to 6 % of bricks-triangle images by itself (of 192), and one of 20 here is 5 %.
     assert flips["blank"] <= 0.1
     assert flips["random"] <= 0.2
     first = found.spreads[0]
     assert found.class_names[first.target] == SPURIOUS_CLASS
     assert first.suspicious
+    assert first.flips()["blank"] <= 0.05
     assert first.area == pytest.approx(1 / 16)
     assert "bricks-triangle" in [found.class_names[other] for other in first.flipped]
 
