@@ -84,6 +84,8 @@ class Spread:
     finding: Finding
     effects: Mapping[int, Effect]
     """By the class of the images."""
+    each: int
+    """Most images of each of these classes."""
     area: float
     """Of a crop, as a share of the view."""
 
@@ -266,7 +268,8 @@ def _spread(pool: Pool, findings: Sequence[Finding], settings: AuditSettings, re
             found[one.target][one.other] = effect
     view = pool.model.spec.preprocessing
     return tuple(
-        Spread(one, found[one.insertion.target], _area(one.insertion, view.height * view.width)) for one in looked_at
+        Spread(one, found[one.insertion.target], each, _area(one.insertion, view.height * view.width))
+        for one in looked_at
     )
 
 

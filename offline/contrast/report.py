@@ -64,6 +64,8 @@ class Example:
 class Row:
     """One finding as the page and its pictures show it."""
 
+    name: str
+    """Of the class."""
     title: str
     concept: int
     exemplars: Sequence[bytes]
@@ -79,7 +81,6 @@ class Row:
 class Section:
     """The strongest prototype of a class, and what it does everywhere."""
 
-    name: str
     spread: Spread
     row: Row
     flipped: Sequence[str]
@@ -128,27 +129,33 @@ def write(audit: Audit, out: Path) -> Path:
 
 
 def _section(audit: Audit, spread: Spread) -> Section:
-    """Return what the page shows of a class, with one image of some other classes."""
+    """Return what the page shows of a class, with one image each of its strongest pair and of some other classes."""
     finding, names = spread.finding, audit.class_names
-    others = list(spread.effects)
-    step = max(1, len(others) // _EXAMPLES)
-    examples = [
-        example
-        for other in others[::step][:_EXAMPLES]
-        for example in _examples(audit, finding.insertion._replace(other=other), 1)
-    ]
-    exemplars = [audit.pictures[exemplar.file] for exemplar in finding.concept.exemplars]
-    title = f"{names[spread.target]} against all others"
+    rest = [other for other in spread.effects if other != finding.insertion.other]
+    others = [finding.insertion.other, *rest[:: max(1, len(rest) // (_EXAMPLES - 1))]][:_EXAMPLES]
     row = Row(
-        title, finding.concept.id, exemplars, spread.flips(), spread.gain(), finding.excess, spread.images, examples
+        name=names[spread.target],
+        title=f"{names[spread.target]} against all others",
+        concept=finding.concept.id,
+        exemplars=[audit.pictures[exemplar.file] for exemplar in finding.concept.exemplars],
+        flips=spread.flips(),
+        gain=spread.gain(),
+        excess=finding.excess,
+        images=spread.images,
+        examples=[
+            shown
+            for other in others
+            for shown in _examples(audit, finding.insertion._replace(other=other), 1, spread.each)
+        ],
     )
-    return Section(names[spread.target], spread, row, [names[other] for other in spread.flipped])
+    return Section(spread, row, [names[other] for other in spread.flipped])
 
 
 def _row(audit: Audit, insertion: Insertion, effect: Effect, excess: float) -> Row:
     """Return what is shown of one finding."""
     names = audit.class_names
     return Row(
+        name=names[insertion.target],
         title=f"{names[insertion.target]} against {names[insertion.other]}",
         concept=insertion.number,
         exemplars=[audit.pictures[exemplar.file] for exemplar in audit.bank.concepts[insertion.number].exemplars],
@@ -156,13 +163,13 @@ def _row(audit: Audit, insertion: Insertion, effect: Effect, excess: float) -> R
         gain={variant: effect.gain(variant) for variant in VARIANTS},
         excess=excess,
         images=len(effect.keys),
-        examples=_examples(audit, insertion, _EXAMPLES),
+        examples=_examples(audit, insertion, _EXAMPLES, audit.settings.images_per_pair),
     )
 
 
-def _examples(audit: Audit, insertion: Insertion, count: int) -> list[Example]:
-    """Paste again into the first images that a prototype was pasted into."""
-    pool, seed, images = audit.pool, audit.settings.seed, audit.settings.images_per_pair
+def _examples(audit: Audit, insertion: Insertion, count: int, images: int) -> list[Example]:
+    """Paste again into the first of the images that a prototype was pasted into."""
+    pool, seed = audit.pool, audit.settings.seed
     seen, source = pool.seen(insertion.other, images), pool.seen(insertion.target, images)
     found = []
     for row, view in enumerate(seen.views[:count]):

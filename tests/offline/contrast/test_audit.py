@@ -132,15 +132,21 @@ def test_pages_stand_alone_and_numbers_agree(found, tmp_path):
 
 
 def test_examples_are_what_was_measured(found):
-    finding = found.findings[0]
+    finding, spread = found.findings[0], found.spreads[-1]
     row = report._row(found, finding.insertion, finding.effect, finding.excess)
-    for number, example in enumerate(row.examples):
-        assert example.key == finding.effect.keys[number]
+    shown = [(finding.effect, number, example) for number, example in enumerate(row.examples)]
+    others = report._section(found, spread).row.examples
+    assert len(row.examples) == len(others) == 3
+    by_key = {effect.keys[0]: effect for effect in spread.effects.values()}
+    shown += [(by_key[example.key], 0, example) for example in others]
+    for effect, number, example in shown:
+        assert example.key == effect.keys[number]
         before, *pasted = example.shown
-        assert before.target_share == pytest.approx(finding.effect.before[number], abs=1e-5)
-        for place, shown in enumerate(pasted):
-            assert shown.target_share == pytest.approx(finding.effect.after[place, number], abs=1e-5)
-            assert shown.predicted == CLASS_NAMES[finding.effect.predicted[place, number]]
+        assert before.target_share == pytest.approx(effect.before[number], abs=1e-5)
+        for place, one in enumerate(pasted):
+            assert one.target_share == pytest.approx(effect.after[place, number], abs=1e-5)
+            assert one.predicted == CLASS_NAMES[effect.predicted[place, number]]
+            assert one.flipped == (effect.predicted[place, number] == effect.target)
 
 
 def test_the_trainer_measures_as_an_audit_does(world):
