@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -339,6 +339,11 @@ class Repository:
     def picture(self, version: BankVersion, exemplar: Exemplar) -> bytes:
         """Return an exemplar's WebP file, checked."""
         return self._checked(version, self.summary(version).manifest, exemplar.file)
+
+    def pictures(self, version: BankVersion, exemplars: Iterable[Exemplar]) -> dict[str, bytes]:
+        """Return the WebP files of many exemplars, checked, by file; the manifest is read once for all."""
+        manifest = self.summary(version).manifest
+        return {exemplar.file: self._checked(version, manifest, exemplar.file) for exemplar in exemplars}
 
     def roll_back(self, reference: str) -> BankVersion:
         """Serve the version that ``model/layer/name@digest`` names from now on, once it is known to load.

@@ -189,7 +189,7 @@ def audit(repository: Repository, reference: str, settings: AuditSettings, repor
     bank = repository.load(version)
     _check(bank)
     model = repository.load_model(bank.model, devices.choose(settings.device))
-    pictures = {e.file: repository.picture(version, e) for concept in bank.concepts for e in concept.exemplars}
+    pictures = repository.pictures(version, [e for concept in bank.concepts for e in concept.exemplars])
     wanted = insertions(bank.concepts, bank.tensors[PLACES], lambda e: pictures[e.file], model.spec.preprocessing)
     pool = gather(model, open_folder(settings.images), settings, report)
     effects = measure(pool, wanted, settings.images_per_pair, settings.seed, report)

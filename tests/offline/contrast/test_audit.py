@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from concepts.bank import Concept, Exemplar
+from concepts.errors import CorruptData
 from concepts.preprocessing import Box
 from concepts.repository import Repository
 from demo.attributes import CLASS_NAMES, SPURIOUS, SPURIOUS_CLASS, index_of
@@ -157,6 +158,17 @@ def test_the_trainer_measures_as_an_audit_does(world):
     assert bank.metrics["mean"]["insertion_flips"] == pytest.approx(np.mean([one["insertion_flips"] for one in known]))
     assert {one["insertion_images"] for one in known} <= {1.0, 2.0}
     assert bank.tensors[PLACES].shape == (len(bank.concepts), 4, 4)
+
+
+def test_pictures_are_read_together_as_one_by_one(world, found):
+    files = Repository(world / "repository")
+    version = files.resolve(BANK)
+    shown = [exemplar for concept in found.bank.concepts[:5] for exemplar in concept.exemplars]
+    assert len(shown) > 5
+    assert files.pictures(version, shown) == {exemplar.file: files.picture(version, exemplar) for exemplar in shown}
+    shown[0] = replace(shown[0], file="exemplars/none.webp")
+    with pytest.raises(CorruptData, match=r"none\.webp"):
+        files.pictures(version, shown)
 
 
 def test_the_command_prints_writes_and_refuses_to_mix(world, tmp_path):
