@@ -68,6 +68,15 @@ def predictions(model: Model, batch: ImageBatch) -> list[int]:
     return classes
 
 
+def predicted(batch: ImageBatch, logits: Tensor, skipped: dict[str, str]) -> list[int]:
+    """Return the predicted class of every image; −1, and a note, where the model answers with NaN or infinity."""
+    finite = logits.isfinite().all(1)
+    for row in (~finite).nonzero().squeeze(1).tolist():
+        skipped[batch.keys[row]] = "The model answers with NaN or infinity."
+    classes: list[int] = logits.argmax(1).masked_fill(~finite, -1).tolist()
+    return classes
+
+
 def take(targets: Iterable[int], left: dict[int, int]) -> list[int]:
     """Return the rows of a batch that are still wanted by their classes, and count them off."""
     rows = []

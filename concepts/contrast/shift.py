@@ -87,12 +87,15 @@ def _merged(shifts: Tensor, found: Tensor, rows: Tensor, inner: Tensor, more: Te
 
 
 def _probabilities(cut: Cut, a: Tensor, normals: Tensor, targets: Tensor, others: Tensor, shifts: Tensor) -> Tensor:
-    """Return the probabilities of both classes at shifts ``[R, T]`` in the activation's own units, ``[R, T, 2]``."""
+    """Return the probabilities of both classes at shifts ``[R, T]`` in the activation's own units, ``[R, T, 2]``.
+
+    They are zero where the model answers with NaN or infinity, as it may where a shift leaves nothing.
+    """
     size = max(_ELEMENTS // max(shifts.shape[1] * a[0].numel(), 1), 1)
     found = []
     for rows in torch.arange(len(a), device=a.device).split(size):
         logits = cut.head(shifted(cut, a[rows], normals[rows], shifts[rows]))
-        probability = logits.double().softmax(1).unflatten(0, (len(rows), -1))
+        probability = logits.double().softmax(1).nan_to_num(0.0).unflatten(0, (len(rows), -1))
         classes = torch.stack([targets[rows], others[rows]], dim=1).unsqueeze(1)
         found.append(probability.gather(2, classes.expand(-1, shifts.shape[1], -1)))
     return torch.cat(found)

@@ -84,10 +84,10 @@ def measure(task: Task[ContrastConfig], planes: Planes, unit: float) -> Sides:
     keys, done = shuffled(task.held_out.keys, config.seed), 0
     for batch, a in passes.activations(task.model, cut, task.stream(task.held_out, keys)):
         with torch.no_grad():
-            targets = cut.head(a).argmax(1)
-        rows = passes.take(targets.tolist(), left)
+            logits = cut.head(a)
+        rows = passes.take(passes.predicted(batch, logits, task.skipped_images), left)
         if rows:
-            targets = targets[rows]
+            targets = logits[rows].argmax(1)
             found = evidence(cut, a[rows], targets)
             speaking = found.speaking(config.evidence)
             tally.add(found.vectors[speaking], targets.repeat_interleave(speaking.sum(1)))

@@ -130,10 +130,9 @@ def gather(task: Task[ContrastConfig], wanted: Sequence[int]) -> Statistics:
     for batch, a in passes.activations(task.model, cut, task.stream(task.training, keys)):
         with torch.no_grad():
             logits = cut.head(a)
-        targets = logits.argmax(1)
-        rows = passes.take(targets.tolist(), left)
+        rows = passes.take(passes.predicted(batch, logits, task.skipped_images), left)
         if rows:
-            targets = targets[rows]
+            targets = logits[rows].argmax(1)
             others = logits[rows].masked_fill(unwanted, -torch.inf).scatter(1, targets.unsqueeze(1), -torch.inf)
             spoken = evidence(cut, a[rows], targets)
             found.add(batch.rows(rows), spoken, targets, others.argmax(1), config.evidence)

@@ -144,7 +144,7 @@ def _test(
 def _masked(task: Task[ContrastConfig], a: Tensor, order: Tensor, classes: Tensor) -> Tensor:
     """Return probabilities of classes ``[R, k]`` as positions go, those with the largest ``order [R, P]`` first.
 
-    ``[R, STEPS + 1, k]``.
+    ``[R, STEPS + 1, k]``; zero where the model answers with NaN or infinity, as it may where nothing is left.
     """
     cut, tokens = task.cut, task.cut.layout.tokens
     rank = order.argsort(dim=1, descending=True, stable=True).argsort(1)
@@ -155,6 +155,6 @@ def _masked(task: Task[ContrastConfig], a: Tensor, order: Tensor, classes: Tenso
     for rows in torch.arange(len(row), device=a.device).split(max(_ELEMENTS // a[0].numel(), 1)):
         left = positions[row[rows]].clone()
         left[:, tokens:] *= masks[rows]
-        probability = cut.head(cut.unpositions(left)).double().softmax(1)
+        probability = cut.head(cut.unpositions(left)).double().softmax(1).nan_to_num(0.0)
         found.append(probability.gather(1, classes[row[rows]]))
     return torch.cat(found).view(len(a), STEPS + 1, -1)

@@ -94,3 +94,16 @@ def test_signed_layers_keep_their_signs(bcos: Model, views: Views) -> None:
     torch.testing.assert_close(moved[1], a[0] - 2 * normals[0].view(-1, 1, 1))
     torch.testing.assert_close(moved[2], a[1] - 0.5 * normals[1].view(-1, 1, 1))
     assert bool((moved < 0).any())
+
+
+def test_a_shift_that_the_model_has_no_answer_to_turns_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, known = case.cut.head, case.found(torch.arange(20))
+    limit = 1.5 * case.a.flatten(1).sum(1).max()
+    monkeypatch.setattr(
+        case.cut, "head", lambda a: head(a).masked_fill(a.flatten(1).sum(1, keepdim=True) > limit, torch.nan)
+    )
+    found = case.found(torch.arange(20))
+    tried = found.shifts.isfinite()
+    assert bool(found.probabilities[tried].isfinite().all())
+    assert bool((found.probabilities[tried] == 0).all(1).any())
+    assert bool((found.flip >= known.flip).all())

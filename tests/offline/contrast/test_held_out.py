@@ -100,3 +100,13 @@ def test_so_many_images_of_a_class_are_measured(solved, place):
     _, planes, unit = solved
     sides = held_out.measure(worlds.task(place, held_out_per_class=2), planes, unit)
     assert {len(keys) for keys in sides.members.values()} == {2}
+
+
+def test_images_without_an_answer_are_skipped(solved, place, monkeypatch):
+    _, planes, unit = solved
+    task = worlds.task(place)
+    monkeypatch.setattr(task.cut, "head", worlds.unanswered(task, 4_350))
+    sides = held_out.measure(task, planes, unit)
+    skipped = [key for key, why in task.skipped_images.items() if "NaN" in why]
+    assert 0 < len(skipped) < 12
+    assert not set(skipped) & sides.digests.keys()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +116,19 @@ def test_an_image_that_nothing_speaks_for_gives_nothing(place):
     sums.add(batch, against, torch.tensor([3, 3]), torch.tensor([4, 4]), 0.5)
     assert int(sums.predicted[3]) == 2
     assert not bool(sums.images.any() | sums.runners_up.any() | sums.squares.any() | sums.norms.any())
+
+
+def test_images_without_an_answer_are_skipped(place, monkeypatch):
+    task, whole = worlds.task(place), worlds.task(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(task.cut, "head", worlds.unanswered(task, 4_350))
+        found = gather(task, [6, 8, 9])
+    skipped = [key for key, why in task.skipped_images.items() if "NaN" in why]
+    assert 0 < len(skipped) < 30
+    assert not set(skipped) & found.digests.keys()
+    rest = gather(
+        replace(whole, training=replace(whole.training, keys=sorted(set(whole.training.keys) - set(skipped)))),
+        [6, 8, 9],
+    )
+    assert found.predicted.tolist() == rest.predicted.tolist()
+    assert found.sums.numpy() == pytest.approx(rest.sums.numpy(), rel=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +116,13 @@ def test_without_held_out_images_nothing_is_said(solved):
     found = trials.run(task, planes, unit, PAIRS, {})
     assert found.curves is None
     assert bool(found.swap_rate.isnan().all())
+
+
+def test_where_nothing_is_left_the_model_need_not_answer(solved, tested, monkeypatch):
+    task, planes, unit, members = solved
+    head = task.cut.head
+    monkeypatch.setattr(task.cut, "head", lambda a: head(a) / a.flatten(1).any(1, keepdim=True))  # as a norm would
+    found = trials.run(task, planes, unit, PAIRS, members)
+    for curve, known in zip(astuple(found.curves), astuple(tested.curves), strict=True):
+        assert curve[:-1] == pytest.approx(known[:-1])
+        assert curve[-1] == 0.0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from concepts.repository import Repository
 from offline.contrast.config import ContrastConfig
@@ -36,3 +40,9 @@ def config(root: Path, **changes: object) -> ContrastConfig:
 
 def task(root: Path, **changes: object) -> Task[ContrastConfig]:
     return open_task(Repository(root / "repository"), config(root, **changes), silent)
+
+
+def unanswered(task: Task[ContrastConfig], largest: float) -> Callable[[Tensor], Tensor]:
+    """Return a head that answers with NaN where activations add up to more than so much."""
+    head = task.cut.head
+    return lambda a: head(a).masked_fill(a.flatten(1).sum(1, keepdim=True) > largest, torch.nan)
