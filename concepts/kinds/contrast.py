@@ -5,6 +5,7 @@ They answer why one class and not another; codes of one image for one class, as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,9 +61,11 @@ def tables(bank: Bank) -> ContrastTables:
     missing = {"directions", "products", "centre", "images", "unit", *REPORTED} - found.keys()
     if missing:
         raise CorruptData(f"a contrast bank needs the tensor {min(missing)!r}")
+    if found["directions"].shape[1:] != (bank.channels,):
+        raise CorruptData(f"the directions of a contrast bank must be one a class, in its {bank.channels} channels")
     classes = len(found["directions"])
     images, unit = found["images"], found["unit"]
-    if images.shape != (classes,) or unit.numel() != 1 or not float(unit) > 0:
+    if images.shape != (classes,) or unit.numel() != 1 or not 0 < float(unit) < math.inf:
         raise CorruptData("a contrast bank needs a count of images for each class, and a mean norm above zero")
     if any(found[name].shape != (classes, classes) for name in REPORTED):
         raise CorruptData(f"the tables of a contrast bank must have a number for each pair of {classes} classes")
@@ -72,11 +75,13 @@ def tables(bank: Bank) -> ContrastTables:
     owners = []
     for concept in bank.concepts:
         target, other = concept.class_index, concept.other_index
-        if target is None or other is None or not (target < classes and other < classes and target != other):
+        if target is None or other is None or not 0 <= min(target, other) < max(target, other) < classes:
             raise CorruptData(f"prototype {concept.id} of a contrast bank must name two of its classes")
         owners.append(pairs.setdefault((target, other), len(pairs)))
     if owners and "dictionary" not in found:
         raise CorruptData("a contrast bank with prototypes needs the tensor 'dictionary'")
+    if owners and found["dictionary"].shape[1:] != (bank.channels,):
+        raise CorruptData(f"the prototypes of a contrast bank must have its {bank.channels} channels")
     prototypes = NmfCodec(found["dictionary"].float(), owners) if owners else None
     reports = {name: found[name] for name in REPORTED}
     return ContrastTables(planes, float(unit), images, reports, prototypes, pairs)

@@ -317,6 +317,10 @@ def test_a_bank_without_prototypes_answers_all_else(model: Model, contrast_bank:
         ({"accuracy": torch.zeros(10, 9)}, "a number for each pair of 10 classes"),
         ({"dictionary": None}, "needs the tensor 'dictionary'"),
         ({"directions": torch.full((10, 64), torch.nan)}, "finite"),
+        ({"unit": torch.tensor(torch.inf)}, "mean norm above zero"),
+        ({"directions": torch.tensor(1.0)}, "in its 64 channels"),
+        ({"directions": torch.ones(10, 32), "centre": torch.ones(32)}, "in its 64 channels"),
+        ({"dictionary": torch.ones(6, 32)}, "have its 64 channels"),
     ],
 )
 def test_damaged_banks_are_refused(
@@ -327,7 +331,7 @@ def test_damaged_banks_are_refused(
         ContrastEngine(model, replace(contrast_bank, tensors=tensors))
 
 
-@pytest.mark.parametrize("pair", [(None, 3), (3, None), (3, 3), (3, 12)])
+@pytest.mark.parametrize("pair", [(None, 3), (3, None), (3, 3), (3, 12), (-1, 3), (3, -1)])
 def test_a_prototype_must_name_two_classes(model: Model, contrast_bank: Bank, pair: tuple[int | None, ...]) -> None:
     strange = Concept(0, class_index=pair[0], other_index=pair[1])
     with pytest.raises(CorruptData, match="must name two of its classes"):
