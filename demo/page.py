@@ -29,6 +29,10 @@ METRICS = {
     "localisation.auroc": "best-match AUROC",
     "localisation.pointing_game": "pointing game",
     "localisation.iou": "heatmap IoU",
+    "mean.plane_accuracy": "held-out positions on their class's side of the plane",
+    "mean.plane_accuracy_min": "… of the pair that is told apart least",
+    "mean.swap_rate": "held-out images that a shift turns into the other class",
+    "mean.swap_shift": "… at, mean activation norms (median)",
     "parts.attributes.auroc": "AUROC of a concept's best part for what the concept mixes",
     "parts.attributes.auroc_concept": "… of the concept itself",
     "parts.attributes.auroc_random": "… of the best of as many random directions",
@@ -49,13 +53,34 @@ class Shown:
     """The first few concepts, with exemplars."""
 
 
-def write_page(out: Path, banks: Sequence[whence.Bank], shown: Sequence[Shown], refusals: Mapping[str, str]) -> Path:
+@dataclass(frozen=True)
+class Contrasted:
+    """One image of which it was asked why one class and not another."""
+
+    bank: str
+    image: str
+    picture: str
+    """File beside the page."""
+    contrast: whence.Contrast
+    concepts: Sequence[whence.Concept]
+    """The prototypes, with exemplars."""
+
+
+def write_page(
+    out: Path,
+    banks: Sequence[whence.Bank],
+    shown: Sequence[Shown],
+    contrasted: Sequence[Contrasted],
+    refusals: Mapping[str, str],
+) -> Path:
     """Write ``index.html`` and return its path."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.filters["data_url"] = lambda webp: "data:image/webp;base64," + base64.b64encode(webp).decode()
     tables = {bank.reference: _metrics(bank) for bank in banks}
     page = out / "index.html"
-    html = environment.get_template("page.html").render(banks=banks, tables=tables, shown=shown, refusals=refusals)
+    html = environment.get_template("page.html").render(
+        banks=banks, tables=tables, shown=shown, contrasted=contrasted, refusals=refusals
+    )
     page.write_text(html, encoding="utf-8")
     return page
 

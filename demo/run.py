@@ -23,7 +23,7 @@ from demo.attributes import CLASS_NAMES
 from demo.folder import write_folder
 from demo.models import MODELS
 from demo.onnx_classifier import keras_style
-from demo.page import Shown, write_page
+from demo.page import Contrasted, Shown, write_page
 from demo.serving import serving
 
 EXPLAINED = 6
@@ -37,6 +37,9 @@ PARTS_LAYER = "stage1"
 
 SPLIT = ("night-ring", "sand-striped")
 """Classes whose concepts mix attributes; the demo splits these into parts."""
+
+CONTRASTED = (("bricks-triangle", "bricks-cross"), ("night-ring", "night-disc"), ("waves-red", "waves-blue"))
+"""Pairs of classes of which the demo asks why the first and not the second."""
 
 REFUSED = 2
 """Exit code of ``whence-bank`` for what is the user's to mend."""
@@ -66,10 +69,13 @@ def main() -> None:
     refusals = {name: train_craft(name, training, held_out, repository) for name in MODELS}
     train_parts(training, held_out, repository)
     train_sae(training, held_out, repository)
+    train_contrast(training, held_out, repository)
+    audit(held_out, repository, out)
     _say("Starting the service …")
     with serving(repository, log=out / "server.log") as server, whence.Client(server.address) as client:
         shown = explain(client, held_out, out) + explain_parts(client, held_out, out)
-        page = write_page(out, client.banks(), shown, {name: why for name, why in refusals.items() if why})
+        contrasted = contrast(client, held_out, out)
+        page = write_page(out, client.banks(), shown, contrasted, {name: why for name, why in refusals.items() if why})
     _say(f"Done in {time.monotonic() - start:.0f} s. Open {page} in a browser; the pictures lie beside it.")
 
 
@@ -132,10 +138,27 @@ def train_sae(training: Path, held_out: Path, repository: Path) -> None:
         subprocess.run([str(_BIN / "whence-bank"), "train", trainer, *shared, *options], check=True)  # noqa: S603
 
 
+def train_contrast(training: Path, held_out: Path, repository: Path) -> None:
+    """Learn planes between all pairs of classes of the convolutional model."""
+    layer = MODELS["cnn"].layers[0]
+    _say(f"Learning what tells classes of cnn apart at {layer} …")
+    command = ["train", "contrast", "--model", "cnn", "--layer", layer, "--repository", str(repository)]
+    command += ["--images", str(training), "--held-out", str(held_out), "--pairs", "60", "--test-images", "10"]
+    subprocess.run([str(_BIN / "whence-bank"), *command], check=True)  # noqa: S603
+
+
+def audit(held_out: Path, repository: Path, out: Path) -> None:
+    """Look for features that the model should not rely on; there is one, the sticker."""
+    _say("Looking for spurious features of cnn …")
+    command = ["contrast", "audit", f"cnn/{MODELS['cnn'].layers[0]}/contrast", "--repository", str(repository)]
+    command += ["--images", str(held_out), "--images-per-pair", "10", "--out", str(out / "audit")]
+    subprocess.run([str(_BIN / "whence-bank"), *command], check=True)  # noqa: S603
+
+
 def explain(client: whence.Client, held_out: Path, out: Path) -> list[Shown]:
     """Explain held-out images with every bank; write a picture of each answer."""
     shown = []
-    for bank in (bank for bank in client.banks() if not bank.part_count):
+    for bank in (bank for bank in client.banks() if not bank.part_count and bank.kind != "contrast"):
         _say(f"Explaining with {bank.reference} …")
         images = _one_of_each(held_out, EXPLAINED)
         # Gradients add up where what follows the layer is affine; for the transformer they must be integrated.
@@ -177,6 +200,21 @@ def explain_parts(client: whence.Client, held_out: Path, out: Path) -> list[Show
         concepts = [best, *(client.concept(bank, part, max_exemplars=6) for part in best.children)]
         shown.append(Shown(bank, image.relative_to(held_out).as_posix(), picture.name, explanation, concepts))
     return shown
+
+
+def contrast(client: whence.Client, held_out: Path, out: Path) -> list[Contrasted]:
+    """Ask of held-out images why one class and not another."""
+    contrasted = []
+    bank = f"cnn/{MODELS['cnn'].layers[0]}/contrast"
+    _say(f"Contrasting with {bank} …")
+    for target, other in CONTRASTED:
+        image = min((held_out / target).iterdir())
+        answer = client.contrast(image, target, other, bank=bank)
+        picture = out / f"cnn-contrast-{target}-{other}.png"
+        answer.save(picture)
+        concepts = [client.concept(bank, concept.id) for concept in answer.concepts]
+        contrasted.append(Contrasted(bank, image.relative_to(held_out).as_posix(), picture.name, answer, concepts))
+    return contrasted
 
 
 def _one_of_each(held_out: Path, count: int) -> list[Path]:

@@ -55,7 +55,7 @@ def test_the_demo_shows_pictures_and_a_page(clone: Path) -> None:
     demo = clone / "out" / "demo"
     page = (demo / "index.html").read_text()
     pictures = set(re.findall(r'src="([^"]+\.png)"', page))
-    assert len(pictures) == 28
+    assert len(pictures) == 31
     for name in pictures:
         with Image.open(demo / name) as picture:
             assert min(picture.size) > 400
@@ -63,8 +63,10 @@ def test_the_demo_shows_pictures_and_a_page(clone: Path) -> None:
     assert page.count("top-1 agreement") == page.count("best-match AUROC") == 5
     assert "40 parts at stage1" in page
     assert "can be negative" in page  # why there is no NMF bank of the B-cos model
+    assert "why bricks-triangle and not bricks-cross?" in page
+    assert (demo / "audit" / "report.html").stat().st_size > 10_000
     banks = [version.reference for version in Repository(demo / "repository").banks()]
-    learned = ["bcos/stage3/channels", "bcos/stage3/sae", "cnn/stage3/craft", "cnn/stage3/parts"]
+    learned = ["bcos/stage3/channels", "bcos/stage3/sae", "cnn/stage3/contrast", "cnn/stage3/craft", "cnn/stage3/parts"]
     learned += ["vit/encoder.layers.relu/craft"]
     assert banks == learned
 
@@ -98,7 +100,7 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [line for line in lines if line.startswith(".venv/bin/") and "whence-serve" not in line]
-    assert len(commands) == 14
+    assert len(commands) == 16
     for line in commands:
         done = subprocess.run(
             shlex.split(line),
@@ -109,7 +111,7 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    for picture in ("why.png", "parts.png", "mine.png", "colours.png"):
+    for picture in ("why.png", "parts.png", "contrast.png", "mine.png", "colours.png"):
         assert (clone / picture).stat().st_size > 10_000
 
 
