@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from concepts.bank import Bank, Concept
+from concepts.contrast.engine import ContrastEngine
 from concepts.contrast.planes import Planes
 from concepts.errors import InvalidInput, NotTrainable
 from concepts.repository import Repository
 from offline import exemplars
-from offline.contrast import held_out, insertion, prototypes, trials
+from offline.contrast import contributions, held_out, insertion, prototypes, trials
 from offline.contrast.config import ContrastConfig
 from offline.contrast.held_out import Sides
 from offline.contrast.pairs import by_target, confused
@@ -56,10 +57,6 @@ def train(repository: Repository, config: ContrastConfig, report: Reporter) -> O
     drawn = exemplars.draw(task.training, excerpts)
     places = insertion.places(task.training, excerpts, spec.preprocessing)
     pool = insertion.Pool(task.model, task.held_out, sides.members, config.batch_size, task.skipped_images)
-    concepts = insertion.tested(
-        pool, _concepts(learned, drawn), places, drawn.pictures, config.insertion_images, config.seed, report
-    )
-    report("publishing", 0, 1)
     bank = Bank(
         kind="contrast",
         model=config.model,
@@ -67,9 +64,8 @@ def train(repository: Repository, config: ContrastConfig, report: Reporter) -> O
         name=config.name,
         weights_digest=spec.weights_digest,
         channels=task.cut.layout.channels,
-        concepts=concepts,
+        concepts=_concepts(learned, drawn),
         tensors=_tensors(found, planes, sides, tested, learned, places),
-        metrics=_metrics(planes, sides, tested, concepts),
         configuration={
             "method": "contrast",
             **config.record(),
@@ -80,6 +76,11 @@ def train(repository: Repository, config: ContrastConfig, report: Reporter) -> O
         data_fingerprint=fingerprint(found.digests),
         preprocessing=spec.preprocessing.to_json(),
     )
+    contributed = contributions.measure(task, ContrastEngine(task.model, bank, task.cut), sides.members)
+    concepts = tuple(replace(one, statistics=contributed.get(one.id, {})) for one in bank.concepts)
+    concepts = insertion.tested(pool, concepts, places, drawn.pictures, config.insertion_images, config.seed, report)
+    report("publishing", 0, 1)
+    bank = replace(bank, concepts=concepts, metrics=_metrics(planes, sides, tested, concepts))
     bank = repository.publish(bank, drawn.pictures)
     report("publishing", 1, 1)
     return Outcome((bank,), _skipped(task, wanted, found, planes), task.skipped_images)
@@ -99,16 +100,10 @@ def _check(task: Task[ContrastConfig], wanted: Sequence[int]) -> None:
 
 def _concepts(learned: Sequence[Prototypes], drawn: exemplars.Drawn) -> tuple[Concept, ...]:
     """Return all prototypes, pair by pair."""
-    owners = [(one.target, one.other, float(share)) for one in learned for share in one.energy]
+    owners = [(one.target, one.other) for one in learned for _ in one.energy]
     return tuple(
-        Concept(
-            index,
-            class_index=target,
-            other_index=other,
-            statistics={"importance": share},
-            exemplars=drawn.exemplars[index],
-        )
-        for index, (target, other, share) in enumerate(owners)
+        Concept(index, class_index=target, other_index=other, exemplars=drawn.exemplars[index])
+        for index, (target, other) in enumerate(owners)
     )
 
 

@@ -15,7 +15,7 @@ from concepts.explanation import ExplainOptions
 from concepts.kinds.contrast import tables
 from concepts.repository import Repository
 from offline.contrast.statistics import gather
-from offline.images import fingerprint, open_folder
+from offline.images import fingerprint, open_folder, shuffled
 from offline.progress import silent
 from offline.trainers.contrast import train
 from tests.offline.contrast import worlds
@@ -87,6 +87,28 @@ def test_the_engine_answers_with_the_bank(cifar_bank):
             (i, j)
         ] * 3
         assert answer.concepts[0].activation > 0
+
+
+def test_contributions_of_prototypes_are_of_held_out_images(cifar_bank):
+    """Found again by predicting all held-out images, and contrasting the first of the class one at a time."""
+    files, outcome = cifar_bank
+    bank = outcome.bank
+    engine = ContrastEngine(model := files.load_model(MODEL), bank)
+    folder = open_folder(cifar() / "test")
+    predicted = [
+        (int(model.module(model.inputs(view)).argmax(1)), view)
+        for key in shuffled(folder.keys, bank.configuration["seed"])[:200]
+        for view in [np.asarray(folder.open(key))[None]]
+    ]
+    options = ExplainOptions(top_k=3)
+    for target, other in ((3, 5), (8, 0)):
+        views = [view for index, view in predicted if index == target][:4]
+        answers = [engine.contrast(view, [ContrastRequest(target, other, options)])[0] for view in views]
+        for concept in (c for c in bank.concepts if (c.class_index, c.other_index) == (target, other)):
+            values = [score.contribution for answer in answers for score in answer.concepts if score.id == concept.id]
+            assert len(values) == 4
+            assert concept.statistics["contribution"] == pytest.approx(np.mean(values), rel=1e-3, abs=1e-4)
+            assert concept.statistics["importance"] == pytest.approx(np.mean(np.abs(values)), rel=1e-3, abs=1e-4)
 
 
 def test_same_seed_same_bank(place, tmp_path):
