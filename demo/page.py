@@ -31,6 +31,7 @@ METRICS = {
     "localisation.iou": "heatmap IoU",
     "mean.plane_accuracy": "held-out positions on their class's side of the plane",
     "mean.plane_accuracy_min": "… of the pair that is told apart least",
+    "mean.image_accuracy": "held-out images on their class's side, in the mean of all positions",
     "mean.swap_rate": "held-out images that a shift turns into the other class",
     "mean.swap_shift": "… at, mean activation norms (median)",
     "parts.attributes.auroc": "AUROC of a concept's best part for what the concept mixes",

@@ -53,6 +53,7 @@ COLUMNS = {
     "iou": Column("IoU", "higher"),
     "plane_accuracy": Column("right side", "higher"),
     "plane_accuracy_min": Column("least", "higher"),
+    "image_accuracy": Column("images", "higher"),
     "plane_margin": Column("margin", None),
     "swap_rate": Column("swapped", "higher"),
     "swap_shift": Column("by shift", None),

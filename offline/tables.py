@@ -48,7 +48,7 @@ _BANK_COLUMNS = (
     "consistency_of_contributions",
     "stability",
 )
-_PLANE_COLUMNS = ("plane_accuracy", "plane_accuracy_min", "plane_margin", "swap_rate", "swap_shift")
+_PLANE_COLUMNS = ("plane_accuracy", "plane_accuracy_min", "image_accuracy", "plane_margin", "swap_rate", "swap_shift")
 _NAME_WIDTH = 20
 _CONCEPTS_SHOWN = 50
 _COUNTS = {"images", *_OF_TRAINING}

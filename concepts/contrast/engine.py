@@ -259,9 +259,10 @@ class ContrastEngine:
     def _check_known(self, one: int) -> None:
         if not bool(self._exists[one].any()):
             known = [self._name(c) for c in self._exists.any(1).nonzero().squeeze(1).tolist()]
+            rest = f"it has for {', '.join(known[:10])}{', …' if len(known) > 10 else ''}" if known else "it has none"
             raise UnsupportedOption(
                 f"bank {self.bank.reference} has no planes for class {self._name(one)}, which too few training images "
-                f"were predicted as; it has for {', '.join(known[:10])}{', …' if len(known) > 10 else ''}",
+                f"were predicted as; {rest}",
                 bank=self.bank.reference,
             )
 

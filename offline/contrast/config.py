@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from concepts.preprocessing import Preprocessing
 from offline.config import TrainingConfig
@@ -47,6 +47,12 @@ class ContrastConfig(TrainingConfig):
     insertion_images: int = Field(
         10, ge=0, description="Most held-out images to paste each prototype into, in images; 0: none."
     )
+
+    @model_validator(mode="after")
+    def _enough(self) -> ContrastConfig:
+        if self.images_per_class < self.min_images:
+            raise ValueError(f"images_per_class {self.images_per_class} must be at least min_images {self.min_images}")
+        return self
 
     def side(self, view: Preprocessing, grid: tuple[int, int]) -> int:
         """Return the side of an exemplar for a layer's grid, in pixels of the view."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,7 @@ class _Tally:
         return both.masked_fill(~self._planes.weights.exists, torch.nan).float().cpu()
 
 
-def measure(task: Task[ContrastConfig], planes: Planes, unit: float) -> Sides:
+def measure(task: Task[ContrastConfig], planes: Planes, unit: float, learned: Set[str] = frozenset()) -> Sides:
     """Measure all planes in one pass over held-out images.
 
     Parameters
@@ -70,6 +71,8 @@ def measure(task: Task[ContrastConfig], planes: Planes, unit: float) -> Sides:
         On the model's device.
     unit
         Mean norm of the layer's activations.
+    learned
+        Digests of the training images: those that are there again are left out.
 
     Raises
     ------
@@ -85,7 +88,12 @@ def measure(task: Task[ContrastConfig], planes: Planes, unit: float) -> Sides:
     for batch, a in passes.activations(task.model, cut, task.stream(task.held_out, keys)):
         with torch.no_grad():
             logits = cut.head(a)
-        rows = passes.take(passes.predicted(batch, logits, task.skipped_images), left)
+        owners = passes.predicted(batch, logits, task.skipped_images)
+        for row, digest in enumerate(batch.digests):
+            if digest in learned:
+                owners[row] = -1  # no class
+                task.skipped_images[batch.keys[row]] = "It is a training image, and cannot be held out."
+        rows = passes.take(owners, left)
         if rows:
             targets = logits[rows].argmax(1)
             found = evidence(cut, a[rows], targets)
@@ -101,7 +109,7 @@ def measure(task: Task[ContrastConfig], planes: Planes, unit: float) -> Sides:
     task.report("measuring planes", len(keys), len(keys))
     if not members:
         raise InvalidInput(
-            "no held-out image is predicted as a class that has planes, so that nothing can be measured: give other "
-            "held-out images, or leave out --classes"
+            "no held-out image that is not a training image is predicted as a class that has planes, so that nothing "
+            "can be measured: give other held-out images, or leave out --classes"
         )
     return Sides(tally.mean(tally.right), tally.mean(tally.distance / unit), members, digests)

@@ -180,10 +180,10 @@ def _examples(audit: Audit, insertion: Insertion, count: int, images: int) -> li
             Shown(
                 caption=CAPTIONS[variant],
                 view=picture,
-                predicted=audit.class_names[int(share.argmax())],
+                predicted=audit.class_names[int(share.argmax())] if share.any() else "no answer",
                 share=float(share.max()),
                 target_share=float(share[insertion.target]),
-                flipped=int(share.argmax()) == insertion.target,
+                flipped=bool(share.any()) and int(share.argmax()) == insertion.target,
             )
             for (variant, picture), share in zip(edited.items(), shares, strict=True)
         ]

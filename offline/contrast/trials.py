@@ -43,8 +43,10 @@ class Trials:
     """Share of the images of i that a shift along the normal turns into j, float32 ``[n, n]``; NaN: not tested."""
     swap_shift: Tensor
     """Median of these shifts, in units of the mean activation norm; NaN where none turned."""
+    image_accuracy: float | None
+    """Share of the images of i whose positions lie, in the mean, on the side of i; mean over pairs."""
     curves: Curves | None
-    """Of the masking test; None if no pair could be tested."""
+    """Of the masking test; None, as the one before, if no pair could be tested."""
 
 
 class _Tested(NamedTuple):
@@ -52,6 +54,8 @@ class _Tested(NamedTuple):
 
     flips: Tensor
     """``[B, m]``."""
+    sides: Tensor
+    """Whether the mean distance of the positions is positive, ``[B, m]``."""
     masked: Tensor
     """Probabilities of both classes, positions going in order of distance, ``[B, m, STEPS + 1, 2]``."""
     masked_randomly: Tensor
@@ -85,7 +89,7 @@ def run(
         Keys of the held-out images that are predicted as each class.
     """
     rate = torch.full(planes.products.shape, torch.nan)
-    median, curves = rate.clone(), []
+    median, right, curves = rate.clone(), [], []
     for step, (target, others) in enumerate(pairs.items()):
         task.report("shifting and masking", step, len(pairs))
         keys = list(members.get(target, ()))[: task.config.test_images]
@@ -102,12 +106,15 @@ def run(
             turned = flips[flips.isfinite()]
             rate[target, other] = len(turned) / len(flips)
             median[target, other] = turned.quantile(0.5) if len(turned) else torch.nan
+        right.append(found.sides.double().mean(0))
         curves.append(found.curves())
     task.report("shifting and masking", len(pairs), len(pairs))
     if not curves:
-        return Trials(rate, median, None)
+        return Trials(rate, median, None, None)
     means = torch.cat(curves).mean(0)
-    return Trials(rate, median, Curves(*(tuple(means[:, column].tolist()) for column in range(4))))
+    return Trials(
+        rate, median, float(torch.cat(right).mean()), Curves(*(tuple(means[:, column].tolist()) for column in range(4)))
+    )
 
 
 @torch.no_grad()
@@ -124,18 +131,21 @@ def _test(
     cut, tokens = task.cut, task.cut.layout.tokens
     every = torch.tensor(others, device=a.device)
     normals, offsets = planes.between(torch.full_like(every, target), every)
-    flips, masked = [], []
+    flips, sides, masked = [], [], []
     for some in torch.arange(len(a) * len(others), device=a.device).split(max(_ELEMENTS // a[0].numel(), 1)):
         own, place = a[some // len(others)], some % len(others)
         classes = torch.stack([torch.full_like(place, target), every[place]], dim=1)
         flips.append(shift.search(cut, own, normals[place], classes[:, 0], classes[:, 1], unit).flip)
-        distances = cut.positions(own)[:, tokens:] @ normals[place].unsqueeze(2)
-        masked.append(_masked(task, own, distances.squeeze(2) + offsets[place].unsqueeze(1), classes))
+        distances = (cut.positions(own)[:, tokens:] @ normals[place].unsqueeze(2)).squeeze(2)
+        distances += offsets[place].unsqueeze(1)
+        sides.append(distances.mean(1) > 0)
+        masked.append(_masked(task, own, distances, classes))
     order = torch.rand(len(a), cut.layout.positions - tokens, generator=chance).to(a.device)
     classes = torch.cat([every.new_tensor([target]), every]).expand(len(a), -1)
     shape = (len(a), len(others))
     return _Tested(
         torch.cat(flips).unflatten(0, shape).cpu(),
+        torch.cat(sides).unflatten(0, shape).cpu(),
         torch.cat(masked).unflatten(0, shape).cpu(),
         _masked(task, a, order, classes).cpu(),
     )

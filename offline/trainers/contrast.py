@@ -47,7 +47,7 @@ def train(repository: Repository, config: ContrastConfig, report: Reporter) -> O
     _check(task, wanted)
     found = gather(task, wanted)
     planes = solve(found, config.min_images, config.shrinkage).to(task.model.device)
-    sides = held_out.measure(task, planes, found.unit)
+    sides = held_out.measure(task, planes, found.unit, set(found.digests.values()))
     pairs = by_target(confused(found.runners_up, planes.weights.exists, config.pairs))
     tested = trials.run(task, planes, found.unit, pairs, sides.members)
     signed = found.signed or not task.cut.non_negative
@@ -139,6 +139,8 @@ def _metrics(planes: Planes, sides: Sides, tested: Trials, concepts: Sequence[Co
     mean = {name: float(values.mean()) for name, values in measured.items() if len(values)}
     if len(measured["plane_accuracy"]):
         mean["plane_accuracy_min"] = float(measured["plane_accuracy"].min())
+    if tested.image_accuracy is not None:
+        mean["image_accuracy"] = tested.image_accuracy
     metrics: dict[str, Any] = {
         "mean": mean,
         "pairs": {

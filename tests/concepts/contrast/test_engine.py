@@ -296,6 +296,7 @@ def test_a_bank_without_any_plane_loads_warms_up_and_refuses(model: Model, contr
     engine.warm_up()
     (answer,) = engine.contrast(views[:1], [ask()])
     assert isinstance(answer, UnsupportedOption)
+    assert answer.message.endswith("predicted as; it has none")
 
 
 def test_a_bank_without_prototypes_answers_all_else(model: Model, contrast_bank: Bank, views: Views) -> None:

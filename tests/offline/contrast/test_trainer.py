@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from concepts.contrast.engine import ContrastEngine
 from concepts.contrast.records import ContrastRequest
@@ -48,6 +49,7 @@ def test_planes_hold_on_images_that_they_were_not_learned_from(cifar_bank):
     mean = bank.metrics["mean"]
     assert mean["plane_accuracy"] >= 0.99
     assert mean["plane_accuracy_min"] >= 0.95
+    assert mean["image_accuracy"] >= 0.95
     assert mean["swap_rate"] == 1.0
     assert 0.3 < mean["swap_shift"] < 0.5
     assert mean["masking_target"] < 0.6 * mean["masking_target_random"]
@@ -187,6 +189,21 @@ def test_what_cannot_be_learned_is_refused(place, tmp_path, changes, error, word
     with pytest.raises(error, match=words):
         train(files, worlds.config(place, **changes), silent)
     assert files.banks() == []
+
+
+def test_images_that_were_learned_from_are_not_held_out(place):
+    once = trained(place, images_per_class=6)
+    same = trained(place, images_per_class=6, held_out=place / "train")
+    assert same.bank.data_fingerprint == once.bank.data_fingerprint
+    left_out = [key for key, reason in same.skipped_images.items() if "cannot be held out" in reason]
+    assert len(left_out) == 18
+    with pytest.raises(InvalidInput, match="not a training image"):
+        trained(place, held_out=place / "train")
+
+
+def test_fewer_images_than_a_class_needs_cannot_be_asked_for(place):
+    with pytest.raises(ValidationError, match="images_per_class 4 must be at least min_images 5"):
+        worlds.config(place, images_per_class=4)
 
 
 def test_commands_take_such_banks_or_say_why_not(place):

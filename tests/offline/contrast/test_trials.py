@@ -66,6 +66,17 @@ def test_a_median_shift_really_turns_half_of_the_images(solved, tested):
     assert sum(won) >= 2
 
 
+def test_images_lie_on_the_side_of_their_mean_position(solved, tested):
+    task, planes, _, members = solved
+    shares = []
+    for target, others in PAIRS.items():
+        for other in others:
+            normals, offsets = planes.between(torch.tensor([target]), torch.tensor([other]))
+            means = [task.cut.positions(a)[0].mean(0) for a in activations(task, members[target][:4])]
+            shares.append(np.mean([float(mean @ normals[0] + offsets[0]) > 0 for mean in means]))
+    assert tested.image_accuracy == pytest.approx(np.mean(shares))
+
+
 def test_masking_curves_are_means_over_pairs_of_means_over_images(solved, tested):
     task, planes, _, members = solved
     curves = []
