@@ -84,19 +84,20 @@ class Listed(NamedTuple):
     """One an image."""
 
 
-def chosen_slots(findings: Findings, options: Sequence[ExplainOptions]) -> Tensor:
+def chosen_slots(codes: Codes, contributions: Tensor, options: Sequence[ExplainOptions]) -> Tensor:
     """Choose what each image's answer lists: int64 ``[B, L]``, best first, L the largest top_k; empty slots come last.
 
     Parameters
     ----------
-    findings
+    codes
         Of the batch.
+    contributions
+        Their totals, ``[B, S]``.
     options
         One an image.
     """
-    codes, contributions = findings.codes, findings.contributions
     by_activation = torch.tensor([o.order == "activation" for o in options], device=codes.ids.device)
-    score = torch.where(by_activation.unsqueeze(1), codes.total(), contributions.total.abs())
+    score = torch.where(by_activation.unsqueeze(1), codes.total(), contributions.abs())
     score = score.masked_fill(codes.ids == EMPTY, -torch.inf)
     # Sorted stably, so that equal scores come in the same order in any batch.
     return score.argsort(dim=1, descending=True, stable=True)[:, : max(o.top_k for o in options)]
@@ -109,8 +110,10 @@ def layer_maps(
 
     Parameters
     ----------
-    findings, slots, options
-        As of ``chosen_slots``, and from it.
+    findings
+        Of the batch.
+    slots, options
+        From ``chosen_slots``, and as it was given.
     layout
         Of the layer.
     view_size

@@ -247,7 +247,7 @@ class Engine:
         targets = [request.target for request in requests]
         encoded = self._encode(views, targets, clock, key.concepts, key.input_method, whole)
         findings = self._findings(encoded, key)
-        slots = answers.chosen_slots(findings, options)
+        slots = answers.chosen_slots(findings.codes, findings.contributions.total, options)
         maps = answers.layer_maps(findings, slots, options, self.cut.layout, views.shape[1:3])
         reports: Sequence[InputMapReport | None] = [None] * len(requests)
         if key.input_method is not None:

@@ -21,6 +21,7 @@ from concepts.engine import Engine, Memory
 from concepts.errors import DeadlineExceeded, InvalidModel, Unavailable, UnsupportedOption, WhenceError
 from concepts.explanation import EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
+from concepts.kinds.contrast import wrong_kind
 from concepts.model import Model
 from concepts.repository import BankVersion, Repository
 from concepts.runtimes import Runtime, Trunk, open_trunk
@@ -76,18 +77,6 @@ class Explains(Protocol):
     async def intervene(self, job: Job[InterventionRequest], timeout_s: float) -> Computed[Intervention]:
         """Compute one intervention within so many seconds; raises `WhenceError`."""
         ...
-
-
-def wrong_kind(kind: str) -> UnsupportedOption:
-    """Return the refusal of a call that banks of a kind do not answer, which names those that they do."""
-    if kind == "contrast":
-        return UnsupportedOption(
-            "banks of kind contrast say why one class and not another: ask Contrast, or take a bank of another kind"
-        )
-    return UnsupportedOption(
-        f"banks of kind {kind} do not say why one class and not another: ask Explain or Intervene, or take a bank of "
-        "kind contrast"
-    )
 
 
 class _BatchKey(NamedTuple):

@@ -18,12 +18,13 @@ from concepts.contrast.records import Contrast, ContrastRequest
 from concepts.errors import DeadlineExceeded, InvalidImage, InvalidInput, Overloaded
 from concepts.explanation import EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
+from concepts.kinds.contrast import wrong_kind
 from concepts.model import ModelSpec
 from concepts.preprocessing import Box
 from service import convert, images
 from service.batcher import Pace
 from service.catalogue import Catalogue
-from service.explainer import Computed, EngineKey, Explains, Job, Question, Result, wrong_kind
+from service.explainer import Computed, EngineKey, Explains, Job, Question, Result
 from service.settings import Settings
 from whence.v1 import explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as pb

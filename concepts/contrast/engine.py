@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from concepts.answers import UNTIMED, class_score, concept_maps, exactness_of
+from concepts.answers import UNTIMED, chosen_slots, class_score, concept_maps, exactness_of
 from concepts.bank import Bank
 from concepts.codec import EMPTY, Codes, DenseCodes
 from concepts.contrast import shift
@@ -186,11 +186,21 @@ class ContrastEngine:
         list
             In the order of the images: a contrast, or the error of that image alone.
         """
-        if len({self.batch_key(request) for request in requests}) != 1:
-            raise ValueError("requests of one batch must have the same batch_key")
         clock = Stopwatch(self.model.device)
         a = self.trunk(self.model.inputs(views))
         clock.lap("trunk")
+        return timed(self._contrast(a, requests, views.shape[1:3], clock), clock)
+
+    def contrast_activations(self, a: Tensor, requests: Sequence[ContrastRequest]) -> list[Contrast | WhenceError]:
+        """Answer for activations ``[B, …]`` that are there already, as ``contrast`` does but untimed."""
+        view = self.model.spec.preprocessing
+        return self._contrast(a, requests, (view.height, view.width), Stopwatch(self.model.device))
+
+    def _contrast(
+        self, a: Tensor, requests: Sequence[ContrastRequest], view_size: tuple[int, int], clock: Stopwatch
+    ) -> list[Contrast | WhenceError]:
+        if len({self.batch_key(request) for request in requests}) != 1:
+            raise ValueError("requests of one batch must have the same batch_key")
         logits, gradient_of = self.cut.head_forward(a)
         targets, others, errors = self._classes(logits, requests)
         gradient = self.cut.positions(gradient_of(targets, others))
@@ -201,12 +211,11 @@ class ContrastEngine:
         shifted = None
         if requests[0].shift:
             shifted = shift.search(self.cut, a, found.normals, targets, others, self._tables.unit)
-        listed = self._listed(found, logits, targets, others, shifted, requests, views.shape[1:3])
-        answered = [
+        listed = self._listed(found, logits, targets, others, shifted, requests, view_size)
+        return [
             error or self._answer(listed, row, request.options)
             for row, (error, request) in enumerate(zip(errors, requests, strict=True))
         ]
-        return timed(answered, clock)
 
     def _classes(
         self, logits: Tensor, requests: Sequence[ContrastRequest]
@@ -406,13 +415,12 @@ class ContrastEngine:
 
 def _chosen(found: _Measured, options: Sequence[ExplainOptions]) -> list[list[int]]:
     """Return the slots of the prototypes that each answer lists, best first."""
-    totals = found.codes.total()
-    by_activation = torch.tensor([o.order == "activation" for o in options], device=totals.device)
-    score = torch.where(by_activation.unsqueeze(1), totals, found.shares.total().abs())
-    score = score.masked_fill(found.codes.ids == EMPTY, -torch.inf)
-    order = score.argsort(dim=1, descending=True, stable=True).tolist()
-    there = (found.codes.ids != EMPTY).sum(1).tolist()
-    return [ranked[: min(o.top_k, count)] for ranked, o, count in zip(order, options, there, strict=True)]
+    slots = chosen_slots(found.codes, found.shares.total(), options)
+    there = found.codes.ids.gather(1, slots) != EMPTY
+    return [
+        [slot for slot, is_there in zip(*rows, strict=True) if is_there][: o.top_k]
+        for *rows, o in zip(slots.tolist(), there.tolist(), options, strict=True)
+    ]
 
 
 def _shift(shifted: Shifted | None, row: int) -> tuple[float | None, tuple[ShiftPoint, ...]]:

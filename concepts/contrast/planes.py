@@ -7,7 +7,8 @@ is ``n·(a − μ_0) = 0`` with the normal of least variance that sees the class
     n_ij = argmin nᵀΣn   such that   n·m_i = 1,   n·m_j = −1
          = α_ij Σ⁻¹m_i + β_ij Σ⁻¹m_j
 
-It is a linear discriminant of two classes that owes nothing to what both share: the neutral mean lies in every plane.
+It is a linear discriminant of two classes through the neutral mean. What both classes share does not cancel where α and
+−β differ: positions that are neutral in images of the two, but unlike the mean of all neutral ones, may lie off it.
 α and β follow from the products ``K = m Σ⁻¹ mᵀ`` of the two classes alone; so n classes need n directions and not n²
 planes, and turning a pair round negates normal and offset to the last bit.
 """

@@ -101,7 +101,16 @@ def load(tensors: Mapping[str, Tensor], concept_classes: Sequence[int | None]) -
         Always.
     """
     del tensors, concept_classes
-    raise UnsupportedOption(
-        "banks of kind contrast say why one class and not another: ask Contrast (`whence contrast`), or take a bank of "
-        "another kind"
+    raise wrong_kind("contrast")
+
+
+def wrong_kind(kind: str) -> UnsupportedOption:
+    """Return the refusal of a question that banks of a kind do not answer, which names those that they do."""
+    if kind == "contrast":
+        return UnsupportedOption(
+            "banks of kind contrast say why one class and not another: ask Contrast, or take a bank of another kind"
+        )
+    return UnsupportedOption(
+        f"banks of kind {kind} do not say why one class and not another: ask Explain or Intervene, or take a bank of "
+        "kind contrast"
     )

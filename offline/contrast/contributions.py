@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concepts.contrast.engine import ContrastEngine
 from concepts.contrast.records import Contrast, ContrastRequest
 from concepts.explanation import ExplainOptions
+from offline import passes
 from offline.contrast.config import ContrastConfig
 from offline.contrast.pairs import by_target
 from offline.task import Task
@@ -41,10 +42,10 @@ def measure(
     for step, (target, others) in enumerate(pairs.items()):
         task.report("measuring prototypes", step, len(pairs))
         keys = list(members.get(target, ()))[: task.config.test_images]
-        for batch in task.stream(task.held_out, keys):
+        for batch, a in passes.activations(task.model, task.cut, task.stream(task.held_out, keys)):
             for other in others:
                 request = ContrastRequest(target, other, options, shift=False)
-                for answer in engine.contrast(batch.views, [request] * len(batch.keys)):
+                for answer in engine.contrast_activations(a, [request] * len(batch.keys)):
                     for concept in answer.concepts if isinstance(answer, Contrast) else ():
                         found[concept.id].append(concept.contribution)
     task.report("measuring prototypes", len(pairs), len(pairs))
