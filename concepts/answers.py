@@ -190,14 +190,16 @@ def _concept_scores(
     return tuple(
         ConceptScore(
             id=ids[slot],
-            label=bank.concepts[ids[slot]].label,
+            label=(concept := bank.concepts[ids[slot]]).label,
             activation=activations[slot],
             peak=peaks[slot],
             contribution=totals[slot],
             share=totals[slot] / whole if whole > 0 else 0.0,
             maps={kind: listed.maps[kind, row, slot] for kind in options.maps if (kind, row, slot) in listed.maps},
-            class_index=(owner := bank.concepts[ids[slot]].class_index),
-            class_name="" if owner is None else spec.class_names[owner],
+            class_index=concept.class_index,
+            class_name="" if concept.class_index is None else spec.class_names[concept.class_index],
+            weak_label=concept.weak,
+            words=concept.words,
         )
         for slot in listed.slots[row, : options.top_k].tolist()
         if ids[slot] != EMPTY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -26,11 +26,14 @@ CONCEPTS = "concepts.jsonl"
 
 _PARTS = "parts/"
 """Before the names of the parts' tensors."""
+_EMBEDDINGS = "labels/embeddings"
+_LATER: Mapping[str, Any] = {"other_index": None, "named_by_person": False, "naming": None, "counterfactuals": ()}
+"""Fields that are stored where they say something alone: files of banks that do without keep the bytes they had."""
 
 
 @dataclass(frozen=True)
 class Exemplar:
-    """A stored crop that excites a concept most."""
+    """A stored crop that excites a concept most; or a counterfactual, which is alike but for the concept."""
 
     file: str
     """Path of the WebP picture within the bank."""
@@ -42,12 +45,40 @@ class Exemplar:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word or phrase that may name a concept."""
+
+    text: str
+    score: float
+    """How well it fits, as of ``Naming``."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What was found to say of a concept, by a CLIP from its exemplars and counterfactuals."""
+
+    label: str
+    """The best word or phrase."""
+    score: float
+    """How far the label can be trusted, from 0 to 1."""
+    weak: bool
+    """Whether the score is below what a label should have."""
+    words: tuple[Word, ...] = ()
+    """Best first."""
+    phrases: tuple[Word, ...] = ()
+    """Best first."""
+    counterfactuals: int = 0
+    """How many there were to compare with."""
+
+
+@dataclass(frozen=True)
 class Concept:
     """One element of a bank."""
 
     id: int
     """Its index in the bank."""
     label: str = ""
+    """What it is called: by a person where one named it, else by its ``naming``; empty where it has no name."""
     class_index: int | None = None
     """The class that it belongs to, where the bank holds concepts per class."""
     statistics: Mapping[str, float] = field(default_factory=dict)
@@ -56,6 +87,26 @@ class Concept:
     """The concept that this one is a part of."""
     other_index: int | None = None
     """The class that its own is contrasted with, where it is a contrastive prototype."""
+    named_by_person: bool = False
+    naming: Naming | None = None
+    """What a machine says of it; it stays when a person gives another label."""
+    counterfactuals: tuple[Exemplar, ...] = ()
+    """Crops in which it is silent, and which are else like its exemplars, most similar first."""
+
+    @property
+    def weak(self) -> bool:
+        """Whether its label is a machine's that cannot be trusted much."""
+        return not self.named_by_person and self.naming is not None and self.naming.weak
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The machine's words for it, best first."""
+        return () if self.naming is None else tuple(word.text for word in self.naming.words)
+
+    @property
+    def pictures(self) -> tuple[Exemplar, ...]:
+        """Exemplars and counterfactuals."""
+        return self.exemplars + self.counterfactuals
 
 
 @dataclass(frozen=True)
@@ -84,6 +135,12 @@ class Bank:
     parts: Bank | None = None
     """Sub-concepts of these concepts, at an earlier layer (the recursion of CRAFT); see ``with_parts``. Each names its
     ``parent``. There they count from 0; in the files, and for callers, their ids follow those of the concepts."""
+    labelling: Mapping[str, Any] = field(default_factory=dict)
+    """How the concepts were named: ``clip`` (``name`` and ``digest``), ``vocabulary`` and settings; empty if they were
+    not."""
+    embeddings: Tensor | None = None
+    """float32 ``[K, D]``, rows of norm 1: what each of ``all_concepts`` looks like to that CLIP; zero where it has no
+    exemplars. Texts are compared with them."""
     files: Mapping[str, str] = field(default_factory=dict)
     """sha256 of every other file of the bank, by its path."""
     digest: str = ""
@@ -174,15 +231,12 @@ def freeze(bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> tuple[Ba
         _check_path(name)
     _check_parts(bank)
     concepts = bank.all_concepts
-    for index, concept in enumerate(concepts):
-        if concept.id != index:
-            raise CorruptData(f"concept {index} of the bank has the id {concept.id}")
-        for exemplar in concept.exemplars:
-            if exemplar.file not in exemplars:
-                raise CorruptData(f"concept {index} names the picture {exemplar.file}, which is not there")
+    _check_concepts(concepts, exemplars)
     parts, tensors = bank.parts, _plain(bank.tensors)
     part_tensors = {} if parts is None else _plain(parts.tensors)
     stored = tensors | {_PARTS + name: tensor for name, tensor in part_tensors.items()}
+    if bank.embeddings is not None:
+        stored |= _plain({_EMBEDDINGS: bank.embeddings})
     contents = {
         TENSORS: safetensors.torch.save(stored),
         CONCEPTS: "".join(_dumps(_record(concept)) + "\n" for concept in concepts).encode(),
@@ -209,6 +263,8 @@ def freeze(bank: Bank, exemplars: Mapping[str, bytes] | None = None) -> tuple[Ba
     }
     if parts is not None:
         manifest["parts"] = _parts_manifest(parts)
+    if bank.labelling:
+        manifest["labelling"] = bank.labelling
     contents[MANIFEST] = (_dumps(manifest, indent=1) + "\n").encode()
     digest = hashlib.sha256(contents[MANIFEST]).hexdigest()
     frozen = replace(bank, tensors=tensors, files=files, digest=digest)
@@ -229,6 +285,16 @@ def _parts_manifest(parts: Bank) -> dict[str, Any]:
         "concept_count": len(parts.concepts),
         "most": max(Counter(part.parent for part in parts.concepts).values()),  # that one concept has
     }
+
+
+def _check_concepts(concepts: Sequence[Concept], pictures: Mapping[str, bytes]) -> None:
+    """Raise CorruptData where ids do not count up or a picture is missing."""
+    for index, concept in enumerate(concepts):
+        if concept.id != index:
+            raise CorruptData(f"concept {index} of the bank has the id {concept.id}")
+        for exemplar in concept.pictures:
+            if exemplar.file not in pictures:
+                raise CorruptData(f"concept {index} names the picture {exemplar.file}, which is not there")
 
 
 def _check_parts(bank: Bank) -> None:
@@ -303,13 +369,15 @@ def thaw(manifest: Mapping[str, Any], digest: str, tensors: bytes, concepts: byt
             weights_digest=manifest["weights_digest"],
             channels=manifest["channels"],
             concepts=tuple(records[:count]),
-            tensors={name: tensor for name, tensor in stored.items() if not name.startswith(_PARTS)},
+            tensors={n: tensor for n, tensor in stored.items() if not n.startswith(_PARTS) and n != _EMBEDDINGS},
             metrics=manifest["metrics"],
             configuration=manifest["configuration"],
             data_fingerprint=manifest["data_fingerprint"],
             preprocessing=manifest.get("preprocessing", {}),
             files=manifest["files"],
             digest=digest,
+            labelling=manifest.get("labelling", {}),
+            embeddings=stored.get(_EMBEDDINGS),
         )
         described = manifest.get("parts")
         if described is None:
@@ -327,14 +395,21 @@ def thaw(manifest: Mapping[str, Any], digest: str, tensors: bytes, concepts: byt
 
 def _record(concept: Concept) -> dict[str, Any]:
     record = asdict(concept)
-    if concept.other_index is None:  # banks of other kinds keep the bytes, and so the digests, that they always had
-        del record["other_index"]
-    return record
+    return {name: value for name, value in record.items() if name not in _LATER or value != _LATER[name]}
 
 
 def _concept(record: dict[str, Any]) -> Concept:
-    exemplars = tuple(Exemplar(**{**e, "box": Box(*e["box"])}) for e in record["exemplars"])
-    return Concept(**{**record, "exemplars": exemplars})
+    pictures = {
+        name: tuple(Exemplar(**{**e, "box": Box(*e["box"])}) for e in record.get(name, ()))
+        for name in ("exemplars", "counterfactuals")
+    }
+    naming = record.get("naming")
+    return Concept(**{**record, **pictures, "naming": None if naming is None else _naming(naming)})
+
+
+def _naming(record: dict[str, Any]) -> Naming:
+    words = {name: tuple(Word(**word) for word in record[name]) for name in ("words", "phrases")}
+    return Naming(**{**record, **words})
 
 
 def _dumps(value: Any, indent: int | None = None) -> str:

@@ -398,7 +398,8 @@ class Engine:
             rest = None if remainder is None else cut.positions(remainder)
             contributions = estimators.from_gradient(codec, codes, gradient, rest)
             if reconstruction is None:
-                carried = contributions.total.sum(1) / (gradient * cut.positions(a)).sum((1, 2))
+                components = codec.combine(codes)  # together: components that share something carry it once
+                carried = (gradient * components).sum((1, 2)) / (gradient * cut.positions(a)).sum((1, 2))
         return Findings(
             logits=logits,
             explained=explained,

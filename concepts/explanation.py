@@ -90,6 +90,10 @@ class ConceptScore:
     parts: tuple[ConceptScore, ...] = ()
     """Its sub-concepts at an earlier layer, where asked for; their numbers are of that layer, and do not add up to
     these."""
+    weak_label: bool = False
+    """Whether the label is a machine's that cannot be trusted much."""
+    words: tuple[str, ...] = ()
+    """The best words for it, best first, where it was named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,7 @@ class FaithfulnessReport:
     """KL(softmax h(a) ‖ softmax h(â)), in nats."""
     top1_agrees: bool | None = None
     carried_share: float | None = None
-    """Share of ⟨G, a⟩ that the components carry; None for banks that reconstruct."""
+    """Share of ⟨G, a⟩ that the components carry, what subspaces share counted once; None for banks that reconstruct."""
     integration_error: float | None = None
     """|Σ − difference| / |difference| of the integrated estimator."""
     code_tolerance: float | None = None
@@ -170,7 +174,7 @@ class Explanation:
     concepts: tuple[ConceptScore, ...]
     """The listed concepts, in the requested order."""
     contributions_total: float
-    """Over all concepts, listed or not."""
+    """Over all concepts, listed or not; what subspaces share counts for each."""
     unexplained: float | None
     """Contribution of what no concept stands for: a − â, and the bank's offset where it has one; None for banks that do
     not reconstruct, and where a reconstruction from concepts alone stands in."""

@@ -5,6 +5,7 @@
     models/<model>/model.json, weights-<digest>.safetensors, model-<digest>.onnx
     banks/<model>/<layer>/<name>/<digest>/bank.json, tensors.safetensors, concepts.jsonl, exemplars/*.webp
     banks/<model>/<layer>/<name>/CURRENT
+    clips/<digest>/clip.json, weights.safetensors, merges.txt.gz
 
 Weights and ONNX files carry their digest in their name, so that replacing a model is one atomic write of
 ``model.json``. A bank's ``bank.json`` is written after everything it names, and ``CURRENT`` after that: a crash at any
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -44,6 +45,9 @@ from concepts.errors import (
 )
 from concepts.model import ONNX, Exported, Model, ModelSpec, check_name
 from concepts.storage import LocalStorage
+
+if TYPE_CHECKING:
+    from concepts.clip import Clip
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -359,6 +363,40 @@ class Repository:
         self.load(version)
         self._point(version)
         return version
+
+    # CLIPs
+
+    def publish_clip(self, files: Mapping[str, bytes]) -> str:
+        """Store a CLIP (``Clip.files``, ``clip.json`` last) if it is not there, and return its digest."""
+        digest = _sha256(files["clip.json"])
+        if not self.has_clip(digest):
+            for file, content in files.items():
+                self._files.write(f"clips/{digest}/{file}", content)
+        return digest
+
+    def has_clip(self, digest: str) -> bool:
+        """Whether the CLIP of a digest is stored."""
+        return self._files.exists(f"clips/{digest}/clip.json")
+
+    def load_clip(self, digest: str, device: torch.device | str = "cpu") -> Clip:
+        """Load a CLIP, every file of it checked.
+
+        Raises
+        ------
+        CorruptData
+            If it is not there, or any byte changed.
+        """
+        from concepts.clip import from_files  # takes a second to import, and few need it
+
+        def read(file: str) -> bytes:
+            try:
+                return self._files.read(f"clips/{digest}/{file}")
+            except FileNotFoundError as error:
+                raise CorruptData(f"CLIP {digest[:12]}: {file} is missing", file=file) from error
+
+        if _DIGEST.fullmatch(digest) is None:
+            raise CorruptData("a bank was named with a CLIP whose digest is none")
+        return from_files(read("clip.json"), digest, read, device)
 
     # Within
 

@@ -385,8 +385,8 @@ class ContrastEngine:
         whole = sum(map(abs, shares))
         return tuple(
             ConceptScore(
-                id=(index := listed.ids[row][slot]),
-                label=self.bank.concepts[index].label,
+                id=(concept := self.bank.concepts[listed.ids[row][slot]]).id,
+                label=concept.label,
                 activation=listed.totals[row][slot],
                 peak=listed.peaks[row][slot],
                 contribution=shares[slot],
@@ -394,6 +394,8 @@ class ContrastEngine:
                 maps={kind: listed.maps[kind, row, slot] for kind in options.maps},
                 class_index=listed.targets[row],
                 class_name=names[listed.targets[row]],
+                weak_label=concept.weak,
+                words=concept.words,
             )
             for slot in listed.slots[row]
         )

@@ -197,7 +197,7 @@ class ClassScore(_message.Message):
     def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., logit: _Optional[float] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class ConceptScore(_message.Message):
-    __slots__ = ("id", "label", "activation", "peak", "contribution", "share", "maps", "parts", "class_index", "class_name")
+    __slots__ = ("id", "label", "activation", "peak", "contribution", "share", "maps", "parts", "class_index", "class_name", "weak_label", "words")
     ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +208,8 @@ class ConceptScore(_message.Message):
     PARTS_FIELD_NUMBER: _ClassVar[int]
     CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
+    WEAK_LABEL_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
     id: int
     label: str
     activation: float
@@ -218,7 +220,9 @@ class ConceptScore(_message.Message):
     parts: _containers.RepeatedCompositeFieldContainer[ConceptScore]
     class_index: int
     class_name: str
-    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., activation: _Optional[float] = ..., peak: _Optional[float] = ..., contribution: _Optional[float] = ..., share: _Optional[float] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[ConceptScore, _Mapping]]] = ..., class_index: _Optional[int] = ..., class_name: _Optional[str] = ...) -> None: ...
+    weak_label: bool
+    words: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[int] = ..., label: _Optional[str] = ..., activation: _Optional[float] = ..., peak: _Optional[float] = ..., contribution: _Optional[float] = ..., share: _Optional[float] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[ConceptScore, _Mapping]]] = ..., class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., weak_label: _Optional[bool] = ..., words: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Map(_message.Message):
     __slots__ = ("kind", "height", "width", "encoding", "data", "class_token", "colours")

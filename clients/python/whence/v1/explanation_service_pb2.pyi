@@ -5,12 +5,22 @@ from whence.v1 import bank_pb2 as _bank_pb2
 from whence.v1 import explanation_pb2 as _explanation_pb2
 from whence.v1 import image_pb2 as _image_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class SearchBy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEARCH_BY_UNSPECIFIED: _ClassVar[SearchBy]
+    SEARCH_BY_MEANING: _ClassVar[SearchBy]
+    SEARCH_BY_LABEL: _ClassVar[SearchBy]
+SEARCH_BY_UNSPECIFIED: SearchBy
+SEARCH_BY_MEANING: SearchBy
+SEARCH_BY_LABEL: SearchBy
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id", "image", "bank", "target", "options", "deadline")
@@ -253,3 +263,45 @@ class GetConceptResponse(_message.Message):
     concept: _bank_pb2.Concept
     bank: _explanation_pb2.BankVersion
     def __init__(self, concept: _Optional[_Union[_bank_pb2.Concept, _Mapping]] = ..., bank: _Optional[_Union[_explanation_pb2.BankVersion, _Mapping]] = ...) -> None: ...
+
+class SearchConceptsRequest(_message.Message):
+    __slots__ = ("text", "by", "model", "bank", "limit", "max_exemplars")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    MAX_EXEMPLARS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    by: SearchBy
+    model: str
+    bank: str
+    limit: int
+    max_exemplars: int
+    def __init__(self, text: _Optional[str] = ..., by: _Optional[_Union[SearchBy, str]] = ..., model: _Optional[str] = ..., bank: _Optional[str] = ..., limit: _Optional[int] = ..., max_exemplars: _Optional[int] = ...) -> None: ...
+
+class SearchConceptsResponse(_message.Message):
+    __slots__ = ("concepts", "unsearched")
+    CONCEPTS_FIELD_NUMBER: _ClassVar[int]
+    UNSEARCHED_FIELD_NUMBER: _ClassVar[int]
+    concepts: _containers.RepeatedCompositeFieldContainer[FoundConcept]
+    unsearched: _containers.RepeatedCompositeFieldContainer[UnsearchedBank]
+    def __init__(self, concepts: _Optional[_Iterable[_Union[FoundConcept, _Mapping]]] = ..., unsearched: _Optional[_Iterable[_Union[UnsearchedBank, _Mapping]]] = ...) -> None: ...
+
+class FoundConcept(_message.Message):
+    __slots__ = ("concept", "bank", "score")
+    CONCEPT_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    concept: _bank_pb2.Concept
+    bank: _explanation_pb2.BankVersion
+    score: float
+    def __init__(self, concept: _Optional[_Union[_bank_pb2.Concept, _Mapping]] = ..., bank: _Optional[_Union[_explanation_pb2.BankVersion, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
+
+class UnsearchedBank(_message.Message):
+    __slots__ = ("reference", "reason")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    reason: str
+    def __init__(self, reference: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...

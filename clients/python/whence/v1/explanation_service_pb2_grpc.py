@@ -78,6 +78,11 @@ class ExplanationServiceStub:
                 request_serializer=whence_dot_v1_dot_explanation__service__pb2.GetConceptRequest.SerializeToString,
                 response_deserializer=whence_dot_v1_dot_explanation__service__pb2.GetConceptResponse.FromString,
                 _registered_method=True)
+        self.SearchConcepts = channel.unary_unary(
+                '/whence.v1.ExplanationService/SearchConcepts',
+                request_serializer=whence_dot_v1_dot_explanation__service__pb2.SearchConceptsRequest.SerializeToString,
+                response_deserializer=whence_dot_v1_dot_explanation__service__pb2.SearchConceptsResponse.FromString,
+                _registered_method=True)
 
 
 class ExplanationServiceServicer:
@@ -140,6 +145,13 @@ class ExplanationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchConcepts(self, request, context):
+        """Finds concepts by words: by what they look like, or by their labels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExplanationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -182,6 +194,11 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
                     servicer.GetConcept,
                     request_deserializer=whence_dot_v1_dot_explanation__service__pb2.GetConceptRequest.FromString,
                     response_serializer=whence_dot_v1_dot_explanation__service__pb2.GetConceptResponse.SerializeToString,
+            ),
+            'SearchConcepts': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchConcepts,
+                    request_deserializer=whence_dot_v1_dot_explanation__service__pb2.SearchConceptsRequest.FromString,
+                    response_serializer=whence_dot_v1_dot_explanation__service__pb2.SearchConceptsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -404,6 +421,33 @@ class ExplanationService:
             '/whence.v1.ExplanationService/GetConcept',
             whence_dot_v1_dot_explanation__service__pb2.GetConceptRequest.SerializeToString,
             whence_dot_v1_dot_explanation__service__pb2.GetConceptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchConcepts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/whence.v1.ExplanationService/SearchConcepts',
+            whence_dot_v1_dot_explanation__service__pb2.SearchConceptsRequest.SerializeToString,
+            whence_dot_v1_dot_explanation__service__pb2.SearchConceptsResponse.FromString,
             options,
             channel_credentials,
             insecure,
