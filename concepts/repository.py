@@ -340,6 +340,24 @@ class Repository:
         with _naming(version):
             return bank_files.thaw(manifest, version.digest, kept[bank_files.TENSORS], kept[bank_files.CONCEPTS])
 
+    def named(self, version: BankVersion) -> Bank:
+        """Load what can be said of a bank's concepts in words: the bank without tensors but its embeddings.
+
+        Its pictures are left unread, so this is much faster than ``load``; what it raises is the same.
+        """
+        manifest = self.summary(version).manifest
+        trained_for = manifest["weights_digest"], manifest.get("preprocessing", {})
+        self._check_model(version.model, version.reference, *trained_for)
+        tensors, concepts = (
+            self._checked(version, manifest, file) for file in (bank_files.TENSORS, bank_files.CONCEPTS)
+        )
+        with _naming(version):
+            bank = bank_files.thaw(manifest, version.digest, tensors, concepts)
+        bare = dataclasses.replace(bank, tensors={}, parts=None)
+        if bank.parts is None:
+            return bare
+        return bare.with_parts(bank.parts.kind, bank.parts.layer, bank.parts.channels, bank.parts.concepts, {})
+
     def picture(self, version: BankVersion, exemplar: Exemplar) -> bytes:
         """Return an exemplar's WebP file, checked."""
         return self._checked(version, self.summary(version).manifest, exemplar.file)

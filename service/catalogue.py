@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
-from concepts.bank import Bank
-from concepts.errors import CorruptData, InvalidModel, UnknownModel
+from concepts.bank import Bank, Exemplar
+from concepts.errors import CorruptData, InvalidModel, UnknownModel, WhenceError
 from concepts.model import ModelSpec
 from concepts.repository import BankSummary, BankVersion, Repository
 from service.memo import Memo
 
+if TYPE_CHECKING:
+    from concepts.clip import Clip
+
 _log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
+
+_NAMED = 64
+"""Banks whose concepts are kept in memory for searches."""
+_CLIPS = 2
+"""CLIPs kept in memory for searches."""
 
 
 class Catalogue:
@@ -49,6 +57,18 @@ class Catalogue:
         # A version never changes.
         self._summaries: Memo[BankVersion, BankSummary] = Memo(
             lambda version: _in_thread(lambda: repository.summary(version)), limit=256, keep_failure_s=refresh_s
+        )
+        self._served: Memo[str, list[BankVersion]] = Memo(
+            lambda model: _in_thread(lambda: repository.banks(model or None)),
+            limit=1_000,
+            keep_s=refresh_s,
+            keep_failure_s=refresh_s,
+        )
+        self._named: Memo[BankVersion, Bank] = Memo(
+            lambda version: _in_thread(lambda: repository.named(version)), limit=_NAMED, keep_failure_s=refresh_s
+        )
+        self._clips: Memo[str, Clip] = Memo(
+            lambda digest: _in_thread(lambda: _text_tower(repository, digest)), limit=_CLIPS, keep_failure_s=refresh_s
         )
 
     async def version(self, reference: str) -> BankVersion:
@@ -103,10 +123,45 @@ class Catalogue:
         """Return a whole bank, every byte checked."""
         return await self._banks.get(version)
 
-    async def pictures(self, version: BankVersion, bank: Bank, concept_id: int, most: int | None) -> list[bytes]:
-        """Return the WebP files of a concept's exemplars, best first."""
-        exemplars = bank.concept(concept_id).exemplars[:most]
-        return await _in_thread(lambda: [self._repository.picture(version, each) for each in exemplars])
+    async def pictures(self, version: BankVersion, exemplars: Iterable[Exemplar]) -> dict[str, bytes]:
+        """Return the WebP files of exemplars, by file."""
+        return await _in_thread(lambda: self._repository.pictures(version, exemplars))
+
+    async def served(self, model: str = "") -> list[BankVersion]:
+        """Return the served version of every bank, optionally of one model; see ``Repository.banks``."""
+        return await self._served.get(model)
+
+    async def named(self, version: BankVersion) -> Bank:
+        """Return a bank's concepts and embeddings, without the rest of it; see ``Repository.named``."""
+        if not version.digest:
+            version = await self.version(version.reference)  # says what is wrong
+        return await self._named.get(version)
+
+    async def has_clip(self, digest: str) -> bool:
+        """Whether the repository has the CLIP of a digest."""
+        return await _in_thread(lambda: self._repository.has_clip(digest))
+
+    async def clip(self, digest: str) -> Clip:
+        """Return a CLIP that embeds texts alone.
+
+        Raises
+        ------
+        WhenceError
+            If it is damaged.
+        """
+        return await self._clips.get(digest)
+
+
+def _text_tower(repository: Repository, digest: str) -> Clip:
+    """Load a CLIP on the CPU, and drop the half of it that sees."""
+    try:
+        clip = repository.load_clip(digest)
+    except WhenceError:
+        raise
+    except Exception as error:  # whatever a strange configuration makes open_clip raise
+        raise CorruptData(f"CLIP {digest[:12]} cannot be built") from error
+    del clip.module.visual
+    return clip
 
 
 async def _in_thread(read: Callable[[], Value]) -> Value:

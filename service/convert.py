@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from google.protobuf import struct_pb2
 from numpy.typing import NDArray
 
-from concepts.bank import Bank, Concept
+from concepts.bank import Bank, Concept, Exemplar, Naming, Word
 from concepts.contrast.records import Contrast, ContrastRequest, PlaneReport
 from concepts.errors import InvalidInput, UnsupportedOption
 from concepts.explanation import (
@@ -36,6 +36,7 @@ from concepts.model import ModelSpec
 from concepts.preprocessing import Box
 from concepts.repository import BankSummary, BankVersion
 from service.overlay import overlay, png
+from service.search import Query, SearchBy
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -111,6 +112,13 @@ _BANK_KINDS: Mapping[str, bank_pb2.BankKind] = {
     "contrast": bank_pb2.BANK_KIND_CONTRAST,
     "subspace": bank_pb2.BANK_KIND_SUBSPACE,
 }
+_SEARCHES: Mapping[int, SearchBy] = {
+    service_pb2.SEARCH_BY_UNSPECIFIED: "meaning",
+    service_pb2.SEARCH_BY_MEANING: "meaning",
+    service_pb2.SEARCH_BY_LABEL: "label",
+}
+_TEXT_CHARACTERS = 1000
+"""Longest text to look for."""
 
 Meaning = TypeVar("Meaning")
 
@@ -208,6 +216,23 @@ def intervention_from(
         )
     scope = _meaning(_CONCEPT_SCOPES, message.concepts, "concepts")
     return InterventionRequest(target_from(message.target, spec), dict(message.scales), scope)
+
+
+def query_from(message: service_pb2.SearchConceptsRequest, *, limit: int) -> Query:
+    """Return what a caller looks for; ``limit`` is how many concepts may be found.
+
+    Raises
+    ------
+    InvalidInput
+        If there is no text, or too much of it, or a value is unknown or out of range.
+    """
+    text = message.text.strip()
+    if not 1 <= len(text) <= _TEXT_CHARACTERS:
+        raise InvalidInput(f"text must have between 1 and {_TEXT_CHARACTERS} characters, not {len(text)}.")
+    asked = message.limit if message.HasField("limit") else min(Query.limit, limit)
+    if not 1 <= asked <= limit:
+        raise InvalidInput(f"limit must be between 1 and {limit}, not {asked}.", limit=limit)
+    return Query(text, _meaning(_SEARCHES, message.by, "by"), asked)
 
 
 def check_reply_size(
@@ -363,6 +388,7 @@ def bank_to(summary: BankSummary) -> bank_pb2.Bank:
         configuration=_struct_to(manifest["configuration"]),
         parts_layer=parts["layer"],
         part_count=parts["concept_count"],
+        labelling=_labelling_to(manifest["labelling"]) if "labelling" in manifest else None,
     )
 
 
@@ -371,31 +397,58 @@ def bank_version_to(version: BankVersion) -> explanation_pb2.BankVersion:
     return explanation_pb2.BankVersion(reference=version.reference, digest=version.digest)
 
 
-def concept_to(bank: Bank, concept: Concept, pictures: Sequence[bytes], spec: ModelSpec) -> bank_pb2.Concept:
-    """Return a concept as a message, with as many exemplars as there are pictures."""
+def concept_to(bank: Bank, concept: Concept, pictures: Mapping[str, bytes], spec: ModelSpec) -> bank_pb2.Concept:
+    """Return a concept as a message; ``pictures`` holds the files of its exemplars and counterfactuals."""
     return bank_pb2.Concept(
         id=concept.id,
         label=concept.label,
         class_index=concept.class_index,
         class_name="" if concept.class_index is None else spec.class_names[concept.class_index],
         statistics=concept.statistics,
-        exemplars=[
-            bank_pb2.Exemplar(
-                picture=picture, source=exemplar.source, box=box_to(exemplar.box), activation=exemplar.activation
-            )
-            for exemplar, picture in zip(concept.exemplars, pictures, strict=False)
-        ],
+        exemplars=[_exemplar_to(exemplar, pictures) for exemplar in concept.exemplars],
         parent=concept.parent,
         layer=bank.layer_of(concept.id),
         children=bank.children(concept.id),
         other_index=concept.other_index,
         other_name="" if concept.other_index is None else spec.class_names[concept.other_index],
+        named_by_person=concept.named_by_person,
+        naming=None if concept.naming is None else _naming_to(concept.naming),
+        counterfactuals=[_exemplar_to(exemplar, pictures) for exemplar in concept.counterfactuals],
     )
 
 
 def box_to(box: Box) -> image_pb2.Box:
     """Return a rectangle as a message."""
     return image_pb2.Box(left=box.left, top=box.top, right=box.right, bottom=box.bottom)
+
+
+def _exemplar_to(exemplar: Exemplar, pictures: Mapping[str, bytes]) -> bank_pb2.Exemplar:
+    return bank_pb2.Exemplar(
+        picture=pictures[exemplar.file],
+        source=exemplar.source,
+        box=box_to(exemplar.box),
+        activation=exemplar.activation,
+    )
+
+
+def _naming_to(naming: Naming) -> bank_pb2.Naming:
+    return bank_pb2.Naming(
+        label=naming.label,
+        score=naming.score,
+        weak=naming.weak,
+        words=_words_to(naming.words),
+        phrases=_words_to(naming.phrases),
+        counterfactuals=naming.counterfactuals,
+    )
+
+
+def _words_to(words: Iterable[Word]) -> list[bank_pb2.Word]:
+    return [bank_pb2.Word(text=word.text, score=word.score) for word in words]
+
+
+def _labelling_to(labelling: Mapping[str, Any]) -> bank_pb2.Labelling:
+    clip, vocabulary = labelling["clip"], labelling["vocabulary"]
+    return bank_pb2.Labelling(clip=clip["name"], clip_digest=clip["digest"], captions=vocabulary["captions"])
 
 
 def _class_to(score: ClassScore) -> explanation_pb2.ClassScore:
@@ -426,6 +479,8 @@ def _score_to(score: ConceptScore, view: NDArray[np.uint8], encoding: MapEncodin
         class_index=score.class_index,
         class_name=score.class_name,
         parts=[_score_to(part, view, encoding) for part in score.parts],
+        weak_label=score.weak_label,
+        words=score.words,
     )
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
@@ -14,19 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from concepts.bank import Bank, Concept
 from concepts.contrast.records import Contrast, ContrastRequest
-from concepts.errors import DeadlineExceeded, InvalidImage, InvalidInput, Overloaded
+from concepts.errors import DeadlineExceeded, InvalidImage, InvalidInput, Overloaded, UnsupportedOption
 from concepts.explanation import EngineRequest, Explanation
 from concepts.intervention import Intervention, InterventionRequest
 from concepts.kinds.contrast import wrong_kind
 from concepts.model import ModelSpec
 from concepts.preprocessing import Box
+from concepts.repository import BankVersion
 from service import convert, images
 from service.batcher import Pace
 from service.catalogue import Catalogue
 from service.explainer import Computed, EngineKey, Explains, Job, Question, Result
+from service.search import Found, Searcher
 from service.settings import Settings
-from whence.v1 import explanation_pb2, image_pb2
+from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as pb
 
 Value = TypeVar("Value")
@@ -66,6 +70,7 @@ class Handlers:
         self._catalogue = catalogue
         self._explainer = explainer
         self._pool = ThreadPoolExecutor(settings.decoder_threads, "decode")
+        self._searcher = Searcher(catalogue)
         self._accepted = 0
         self._pace = Pace()
 
@@ -113,17 +118,80 @@ class Handlers:
         return pb.GetBankResponse(bank=convert.bank_to(await self._catalogue.summary(request.bank)))
 
     async def get_concept(self, request: pb.GetConceptRequest) -> pb.GetConceptResponse:
-        """Describe one concept, with its exemplars."""
+        """Describe one concept, with its exemplars and counterfactuals."""
         version = await self._catalogue.version(request.bank)
-        bank, spec = await self._catalogue.bank(version), await self._catalogue.spec(version.model)
+        bank = await self._catalogue.bank(version)
         most = request.max_exemplars if request.HasField("max_exemplars") else None
-        pictures = await self._catalogue.pictures(version, bank, request.concept_id, most)
-        concept = convert.concept_to(bank, bank.concept(request.concept_id), pictures, spec)
-        return pb.GetConceptResponse(concept=concept, bank=convert.bank_version_to(version))
+        concept = bank.concept(request.concept_id)
+        shown = replace(concept, exemplars=concept.exemplars[:most], counterfactuals=concept.counterfactuals[:most])
+        return pb.GetConceptResponse(
+            concept=await self._described(version, bank, shown), bank=convert.bank_version_to(version)
+        )
+
+    async def search_concepts(self, request: pb.SearchConceptsRequest) -> pb.SearchConceptsResponse:
+        """Find concepts by words.
+
+        Raises
+        ------
+        InvalidInput
+            If there is nothing to look for, or the bank is not of the model.
+        UnknownModel, UnknownBank
+            If there is none of that name.
+        UnsupportedOption
+            If the exemplars would be too large an answer.
+        """
+        query = convert.query_from(request, limit=self._limits.top_k)
+        allowed_s = self._limits.deadline_s
+        try:
+            async with asyncio.timeout(allowed_s):
+                found = await self._searcher.search(query, await self._searched(request.model, request.bank))
+                return await self._found(found, request.max_exemplars)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"The answer was not there after {allowed_s:g} s; banks are still being loaded: try again in a moment."
+            ) from None
 
     def close(self) -> None:
-        """Stop decoding."""
+        """Stop decoding and searching."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._searcher.close()
+
+    async def _searched(self, model: str, bank: str) -> list[BankVersion]:
+        """Return the banks that a search is over."""
+        if model:
+            await self._catalogue.spec(model)
+        if not bank:
+            return await self._catalogue.served(model)
+        version = await self._catalogue.version(bank)
+        if model not in ("", version.model):
+            raise InvalidInput(f"bank {version.reference} is not of model {model!r}: name one of the two.")
+        return [version]
+
+    async def _found(self, found: Found, most: int) -> pb.SearchConceptsResponse:
+        """Return what came of a search as a message, with so many exemplars of each concept."""
+        response = pb.SearchConceptsResponse(
+            unsearched=[pb.UnsearchedBank(reference=each.reference, reason=each.reason) for each in found.unsearched]
+        )
+        for bank, concept, score in found.hits:
+            version = BankVersion(bank.model, bank.layer, bank.name, bank.digest)
+            shown = replace(concept, exemplars=concept.exemplars[:most], counterfactuals=())
+            response.concepts.add(
+                concept=await self._described(version, bank, shown),
+                bank=convert.bank_version_to(version),
+                score=score,
+            )
+            if response.ByteSize() > self._limits.reply_bytes:
+                raise UnsupportedOption(
+                    f"The exemplars take more than {self._limits.reply_bytes} bytes, the largest answer: ask for fewer "
+                    "exemplars or concepts.",
+                    reply_bytes_limit=self._limits.reply_bytes,
+                )
+        return response
+
+    async def _described(self, version: BankVersion, bank: Bank, concept: Concept) -> bank_pb2.Concept:
+        """Return a concept with the pictures that it names."""
+        pictures = await self._catalogue.pictures(version, concept.pictures) if concept.pictures else {}
+        return convert.concept_to(bank, concept, pictures, await self._catalogue.spec(bank.model))
 
     async def _answer(
         self, request: Asked, make_plan: Callable[[Asked], Awaitable[_Plan[Question, Result, Reply]]]

@@ -125,6 +125,14 @@ class Ingress:
         """Describe one concept, with its exemplars."""
         return await self._unary("GetConcept", request, grpc_context, self._handlers.get_concept, pb.GetConceptResponse)
 
+    async def SearchConcepts(  # noqa: N802
+        self, request: pb.SearchConceptsRequest, grpc_context: Context
+    ) -> pb.SearchConceptsResponse:
+        """Find concepts by words."""
+        return await self._unary(
+            "SearchConcepts", request, grpc_context, self._handlers.search_concepts, pb.SearchConceptsResponse
+        )
+
     # grpc.health.v1.Health: a replica that is reached at all has loaded its banks, so it is serving.
 
     async def Check(  # noqa: N802
