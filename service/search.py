@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ SearchBy = Literal["meaning", "label"]
 
 _log = logging.getLogger(__name__)
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 _TEXTS = 256
 """Embeddings of texts that are kept."""
 
@@ -158,7 +160,7 @@ def _fits(bank: Bank, text: Tensor) -> bool:
 def _clip_of(bank: Bank) -> str:
     """Return the digest of the CLIP that a bank was named with."""
     clip = bank.labelling.get("clip")
-    if not isinstance(clip, Mapping) or not isinstance(clip.get("digest"), str):
+    if not isinstance(clip, Mapping) or _DIGEST.fullmatch(str(clip.get("digest"))) is None:
         raise CorruptData("it does not say which CLIP it was named with")
     return str(clip["digest"])
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from concepts import explanation as domain
-from concepts.bank import Bank, Concept, Exemplar
+from concepts.bank import Bank, Concept, Exemplar, Naming
 from concepts.contrast.records import Contrast, ContrastRequest, PlaneReport
 from concepts.errors import InvalidInput, UnknownClass, UnsupportedOption
 from concepts.intervention import Intervention, InterventionRequest
@@ -19,6 +19,7 @@ from concepts.model import ModelSpec
 from concepts.preprocessing import Box, Preprocessing
 from concepts.repository import BankSummary, BankVersion
 from service import convert
+from service.search import Query
 from whence.v1 import bank_pb2, explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -52,16 +53,21 @@ def make(cls: type, numbers: typing.Iterator[int], within: type | None = None) -
             values[field.name] = options[number % len(options)]
         elif typing.get_origin(hint) is tuple:
             count = 0 if plain is cls is within else 3
-            values[field.name] = tuple(make(plain, numbers, cls) for _ in range(count))
+            values[field.name] = tuple(value_of(plain, next(numbers), numbers, cls) for _ in range(count))
         elif typing.get_origin(hint) is dict:
             grids = {kind: np.full((4, 6), next(numbers) + 0.5, np.float32) for kind in ("contribution", "activation")}
             maps = {kind: domain.ConceptMap(grid, 0.25) for kind, grid in grids.items()}
             values[field.name] = maps | {"input": input_map(next(numbers))}
-        elif dataclasses.is_dataclass(plain):
-            values[field.name] = make(plain, numbers, cls)
         else:
-            values[field.name] = {float: number + 0.25, int: number, str: f"text {number}", bool: True}[plain]
+            values[field.name] = value_of(plain, number, numbers, cls)
     return cls(**values)
+
+
+def value_of(kind: typing.Any, number: int, numbers: typing.Iterator[int], within: type) -> typing.Any:
+    """Return a record, or a plain value made of a number."""
+    if dataclasses.is_dataclass(kind):
+        return make(typing.cast("type", kind), numbers, within)
+    return {float: number + 0.25, int: number, str: f"text {number}", bool: True}[kind]
 
 
 def input_map(seed: int) -> domain.ConceptMap:
@@ -88,7 +94,12 @@ def compare(record: typing.Any, message: typing.Any, path: str = "") -> int:
             seen += compare(value, theirs, f"{path}.{name}")
         elif isinstance(value, tuple):
             assert len(value) == len(theirs), f"{path}.{name}"
-            seen += sum(compare(one, other, f"{path}.{name}") for one, other in zip(value, theirs, strict=True))
+            for one, other in zip(value, theirs, strict=True):
+                if dataclasses.is_dataclass(one):
+                    seen += compare(one, other, f"{path}.{name}")
+                else:
+                    assert one == other, f"{path}.{name}"
+                    seen += 1
         elif name in ENUMS:
             prefix, enum = ENUMS[name]
             assert enum.Name(theirs) == f"{prefix}_{value}".upper()
@@ -144,7 +155,7 @@ def test_every_field_of_a_contrast_arrives() -> None:
     contrast = make(Contrast, iter(range(1, 10_000)))
     message = convert.contrast_to(contrast, view=VIEW, box=BOX, encoding="float16")
     # Two classes, three contributions, concepts, report, plane, flip, curve, runtime.
-    concepts = 3 * (1 + 3) * 8  # each with three parts
+    concepts = 3 * (1 + 3) * (9 + 3)  # each with three words and three parts
     assert compare(contrast, message) == 2 * 4 + 3 + concepts + 16 + 6 + 1 + 3 * 3 + 1
     known = {field.name for field in message.DESCRIPTOR.fields} - {"request_id"}  # which the ingress sets
     assert {field.name for field, _ in message.ListFields()} == known
@@ -381,17 +392,17 @@ def test_models_banks_and_concepts() -> None:
     exemplar = Exemplar("exemplars/a.webp", "cat/1.jpg", Box(0, 1, 2, 3), 0.5)
     concept = Concept(1, "ear", 1, {"importance": 0.25}, (exemplar, exemplar), parent=0)
     owner = Bank("nmf", "m", "l", "n", "w", 8, (Concept(0), concept), {})
-    message = convert.concept_to(owner, concept, [b"webp"], SPEC)
+    message = convert.concept_to(owner, concept, {"exemplars/a.webp": b"webp"}, SPEC)
     assert (message.id, message.label, message.class_index, message.class_name) == (1, "ear", 1, "dog")
     assert dict(message.statistics) == {"importance": 0.25}
-    assert [each.picture for each in message.exemplars] == [b"webp"]
+    assert [each.picture for each in message.exemplars] == [b"webp"] * 2
     assert (message.exemplars[0].source, message.exemplars[0].box.bottom) == ("cat/1.jpg", 3)
     assert (message.parent, message.layer, list(message.children)) == (0, "l", [])
     assert (bank.parts_layer, bank.part_count) == ("", 0)
-    bare = convert.concept_to(owner, Concept(0), [], SPEC)
+    bare = convert.concept_to(owner, Concept(0), {}, SPEC)
     assert not bare.HasField("class_index")
     assert (bare.HasField("other_index"), bare.other_name) == (False, "")
-    contrasted = convert.concept_to(owner, Concept(0, class_index=1, other_index=0), [], SPEC)
+    contrasted = convert.concept_to(owner, Concept(0, class_index=1, other_index=0), {}, SPEC)
     assert (contrasted.class_name, contrasted.HasField("other_index"), contrasted.other_name) == ("dog", True, "cat")
 
 
@@ -409,6 +420,57 @@ def test_banks_and_concepts_with_parts() -> None:
     assert (bank.layer, bank.concept_count, bank.parts_layer, bank.part_count) == ("l", 2, "early", 3)
     parts = tuple(Concept(index, f"part {index}", parent=parent) for index, parent in enumerate((0, 1, 1)))
     tree = Bank("nmf", "m", "l", "n", "w", 8, (Concept(0), Concept(1)), {}).with_parts("nmf", "early", 4, parts, {})
-    whole, part = (convert.concept_to(tree, tree.concept(id_), [], SPEC) for id_ in (1, 4))
+    whole, part = (convert.concept_to(tree, tree.concept(id_), {}, SPEC) for id_ in (1, 4))
     assert (whole.layer, list(whole.children), whole.HasField("parent")) == ("l", [3, 4], False)
     assert (part.id, part.label, part.layer, list(part.children), part.parent) == (4, "part 2", "early", [], 1)
+
+
+def test_names_and_counterfactuals_arrive() -> None:
+    naming = make(Naming, iter(range(1, 1_000)))
+    crops = [Exemplar(f"exemplars/{n}.webp", f"{n}.jpg", Box(n, 1, 2, 3), n + 0.5) for n in range(3)]
+    concept = Concept(0, "ear", None, {}, (crops[0],), None, None, True, naming, (crops[1], crops[2]))
+    owner = Bank("subspace", "m", "l", "n", "w", 8, (concept,), {})
+    message = convert.concept_to(owner, concept, {crop.file: crop.file.encode() for crop in crops}, SPEC)
+    assert compare(naming, message.naming) == 4 + 2 * 3 * 2
+    assert {field.name for field, _ in message.naming.ListFields()} == {
+        field.name for field in message.naming.DESCRIPTOR.fields
+    }
+    assert message.named_by_person
+    assert [each.picture for each in message.exemplars] == [b"exemplars/0.webp"]
+    assert [each.picture for each in message.counterfactuals] == [b"exemplars/1.webp", b"exemplars/2.webp"]
+    assert [(each.source, each.activation, each.box.left) for each in message.counterfactuals] == [
+        ("1.jpg", 1.5, 1),
+        ("2.jpg", 2.5, 2),
+    ]
+    bare = convert.concept_to(owner, Concept(0), {}, SPEC)
+    assert (bare.HasField("naming"), bare.named_by_person, len(bare.counterfactuals)) == (False, False, 0)
+
+
+def test_how_a_bank_was_named_arrives() -> None:
+    manifest = {
+        "kind": "subspace",
+        "concept_count": 2,
+        "channels": 8,
+        "weights_digest": "w",
+        "metrics": {},
+        "configuration": {},
+        "labelling": {"clip": {"name": "c", "digest": "d"}, "vocabulary": {"captions": 7, "digest": "e"}},
+    }
+    bank = convert.bank_to(BankSummary(BankVersion("m", "l", "n", "d" * 64), manifest, 0.0))
+    assert bank.kind == bank_pb2.BANK_KIND_SUBSPACE
+    assert bank.labelling == bank_pb2.Labelling(clip="c", clip_digest="d", captions=7)
+    del manifest["labelling"]
+    assert not convert.bank_to(BankSummary(BankVersion("m", "l", "n", "d" * 64), manifest, 0.0)).HasField("labelling")
+
+
+def test_every_choice_of_a_search_arrives() -> None:
+    message = service_pb2.SearchConceptsRequest
+    assert convert.query_from(message(text=" a ring\n"), limit=99) == Query("a ring", "meaning", 10)
+    assert convert.query_from(message(text="x"), limit=3).limit == 3
+    for value, by in ((0, "meaning"), (1, "meaning"), (2, "label")):
+        query = convert.query_from(message(text="x" * 1000, by=value, limit=3), limit=3)
+        assert query == Query("x" * 1000, by, 3)
+    assert set(service_pb2.SearchBy.values()) == {0, 1, 2}
+    for wrong in (message(), message(text="x", by=3), message(text="x", limit=0), message(text="x", limit=4)):
+        with pytest.raises(InvalidInput):
+            convert.query_from(wrong, limit=3)

@@ -230,7 +230,7 @@ async def test_bad_input_gets_a_typed_answer(serve: Serve, fields: dict[str, Any
 
 async def test_malformed_protobuf_gets_a_typed_answer(serve: Serve) -> None:
     async with serve() as server:
-        for rpc in ("Explain", "Intervene", "GetBank", "Contrast"):
+        for rpc in ("Explain", "Intervene", "GetBank", "Contrast", "SearchConcepts"):
             call = server.channel.unary_unary(f"/whence.v1.ExplanationService/{rpc}")
             code, message, info = await refusal(call(b"\xff\xff\xff"))
             assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT")
