@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from offline.cli import banks, contrast, judging, models, training
+from offline.cli import banks, contrast, judging, models, training, vocabulary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-for part in (models, training, judging, contrast, banks):
+for part in (models, training, judging, contrast, banks, vocabulary):
     app.add_typer(part.app)
