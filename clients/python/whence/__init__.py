@@ -47,7 +47,8 @@ if TYPE_CHECKING:
         Timings,
     )
     from whence._intervention import Intervention
-    from whence._inventory import Bank, Concept, Exemplar, Model
+    from whence._inventory import Bank, Concept, Exemplar, Labelling, Model, Naming, Word
+    from whence._search import FoundConcept, SearchResults, UnsearchedBank
     from whence._stream import Outcome
 
 _NAMES_BY_MODULE = {
@@ -84,7 +85,8 @@ _NAMES_BY_MODULE = {
         "Timings",
     ),
     "_intervention": ("Intervention",),
-    "_inventory": ("Bank", "Concept", "Exemplar", "Model"),
+    "_inventory": ("Bank", "Concept", "Exemplar", "Labelling", "Model", "Naming", "Word"),
+    "_search": ("FoundConcept", "SearchResults", "UnsearchedBank"),
     "_stream": ("Outcome",),
 }
 _HOMES = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
@@ -109,12 +111,15 @@ __all__ = [
     "Explanation",
     "FailedPrecondition",
     "FaithfulnessReport",
+    "FoundConcept",
     "InputMapReport",
     "InternalError",
     "Intervention",
     "InvalidArgument",
+    "Labelling",
     "MissingExtra",
     "Model",
+    "Naming",
     "NotFound",
     "Outcome",
     "Overloaded",
@@ -122,12 +127,15 @@ __all__ = [
     "PermissionDenied",
     "PlaneReport",
     "ResourceExhausted",
+    "SearchResults",
     "ShiftPoint",
     "Timings",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "UnsearchedBank",
     "WhenceError",
+    "Word",
     "__version__",
 ]
 

@@ -31,7 +31,8 @@ from whence._explanation import (
 )
 from whence._images import Source
 from whence._intervention import Intervention
-from whence._inventory import Bank, BankKind, Concept, Exemplar, Model
+from whence._inventory import Bank, BankKind, Concept, Exemplar, Labelling, Model, Naming, Word
+from whence._search import FoundConcept, SearchBy, SearchResults, UnsearchedBank
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -180,12 +181,26 @@ def bank(message: bank_pb2.Bank) -> Bank:
         configuration=_struct(message.configuration),
         parts_layer=message.parts_layer,
         part_count=message.part_count,
+        labelling=_labelling(message.labelling) if message.HasField("labelling") else None,
     )
 
 
 def concept(answer: service_pb2.GetConceptResponse) -> Concept:
     """The record of a concept."""
-    message = answer.concept
+    return _concept(answer.concept, answer.bank)
+
+
+def search(answer: service_pb2.SearchConceptsResponse, text: str, by: SearchBy) -> SearchResults:
+    """The record of a search for a text."""
+    return SearchResults(
+        text=text,
+        by=by,
+        found=tuple(FoundConcept(_concept(each.concept, each.bank), each.score) for each in answer.concepts),
+        unsearched=tuple(UnsearchedBank(each.reference, each.reason) for each in answer.unsearched),
+    )
+
+
+def _concept(message: bank_pb2.Concept, version: explanation_pb2.BankVersion) -> Concept:
     return Concept(
         id=message.id,
         label=message.label,
@@ -194,13 +209,35 @@ def concept(answer: service_pb2.GetConceptResponse) -> Concept:
         statistics=dict(message.statistics),
         exemplars=tuple(map(_exemplar, message.exemplars)),
         parent=_optional(message, "parent"),
-        bank=answer.bank.reference,
-        bank_digest=answer.bank.digest,
+        bank=version.reference,
+        bank_digest=version.digest,
         layer=message.layer,
         children=tuple(message.children),
         other_index=_optional(message, "other_index"),
         other_name=message.other_name,
+        named_by_person=message.named_by_person,
+        naming=_naming(message.naming) if message.HasField("naming") else None,
+        counterfactuals=tuple(map(_exemplar, message.counterfactuals)),
     )
+
+
+def _naming(message: bank_pb2.Naming) -> Naming:
+    return Naming(
+        label=message.label,
+        score=message.score,
+        weak=message.weak,
+        words=_words(message.words),
+        phrases=_words(message.phrases),
+        counterfactuals=message.counterfactuals,
+    )
+
+
+def _words(messages: Iterable[bank_pb2.Word]) -> tuple[Word, ...]:
+    return tuple(Word(message.text, message.score) for message in messages)
+
+
+def _labelling(message: bank_pb2.Labelling) -> Labelling:
+    return Labelling(clip=message.clip, clip_digest=message.clip_digest, captions=message.captions)
 
 
 def _class_score(message: explanation_pb2.ClassScore) -> ClassScore:
@@ -219,6 +256,8 @@ def _concept_score(message: explanation_pb2.ConceptScore) -> ConceptScore:
         class_index=_optional(message, "class_index"),
         class_name=message.class_name,
         parts=tuple(map(_concept_score, message.parts)),
+        weak_label=message.weak_label,
+        words=tuple(message.words),
     )
 
 

@@ -16,6 +16,7 @@ from whence._errors import FailedPrecondition, InvalidArgument, ResourceExhauste
 from whence._explanation import ConceptScope, Estimator, Explanation, InputMethod, MapKind, MapSize, Order
 from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
+from whence._search import SearchBy, SearchResults
 from whence._stream import Outcome, Stream
 from whence.v1 import explanation_service_pb2 as service_pb2
 from whence.v1 import explanation_service_pb2_grpc as service_grpc
@@ -364,13 +365,63 @@ class Client:
     def concept(
         self, reference: str, concept_id: int, *, max_exemplars: int | None = None, timeout_s: float | None = None
     ) -> Concept:
-        """One concept of a bank, with its statistics and its exemplars (all that are stored, or the first few)."""
+        """One concept of a bank, with its statistics and what was found to say of it.
+
+        Of exemplars and counterfactuals come all that are stored, or the first ``max_exemplars`` of either.
+        """
         request = service_pb2.GetConceptRequest(
             bank=_requests.reference(reference),
             concept_id=_requests.uint32("concept_id", concept_id),
             max_exemplars=None if max_exemplars is None else _requests.uint32("max_exemplars", max_exemplars),
         )
         return _answers.concept(self._call(self._stub.GetConcept, request, timeout_s))
+
+    def search(
+        self,
+        text: str,
+        by: SearchBy = "meaning",
+        *,
+        model: str | None = None,
+        bank: str | None = None,
+        limit: int = 10,
+        max_exemplars: int = 0,
+        timeout_s: float | None = None,
+    ) -> SearchResults:
+        """Find concepts by words.
+
+        Parameters
+        ----------
+        text
+            Words, a phrase or a sentence; at most 1000 characters.
+        by
+            ``meaning``: by what concepts look like, to the CLIP that their bank was named with. ``label``: by the
+            label, words and phrases that hold the text, whatever the case.
+        model
+            Only concepts of this model.
+        bank
+            Only concepts of this bank: ``model/layer/name``, or ``model/layer/name@digest`` for one version. Default:
+            the current version of all.
+        limit
+            How many concepts to return, best first.
+        max_exemplars
+            How many exemplars to return of each.
+        timeout_s
+            How long to wait, in seconds, in place of the client's own. The first search may take some seconds: the
+            service then loads a CLIP.
+
+        Raises
+        ------
+        WhenceError
+            One of its subclasses, by what went wrong.
+
+        Examples
+        --------
+        >>> with whence.Client("localhost:9000") as client:  # doctest: +SKIP
+        ...     [found.concept.name for found in client.search("striped fur", limit=3)]
+        ['striped fur', 'zebra?', 'bars']
+        """
+        request = _requests.search(text=text, by=by, model=model, bank=bank, limit=limit, max_exemplars=max_exemplars)
+        return _answers.search(self._call(self._stub.SearchConcepts, request, timeout_s), request.text, by)
 
     def _explain(self, source: _images.Source, question: _requests.Question, timeout_s: float) -> Explanation:
         """Ask to explain one image."""

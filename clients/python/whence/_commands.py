@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from whence import _contrast_words, _json
+from whence import _contrast_words, _json, _labels, _search_words
 from whence._channel import TLS
 from whence._client import Client
 from whence._contrast import Contrast
 from whence._errors import InvalidArgument
 from whence._explanation import ConceptScope, Estimator, Explanation, InputMethod, MapKind, MapSize, Order
-from whence._inventory import Concept
+from whence._inventory import Concept, Naming
+from whence._search import SearchBy
 from whence._words import all_lines, bank_version, class_name, explained_logit, intervention_lines, table
 
 app = typer.Typer(
@@ -286,7 +287,8 @@ def concept(
     save: Annotated[
         Path | None,
         typer.Option(
-            help="Write a picture of the exemplars and those of its parts (FILE.png), or the exemplars into a folder.",
+            help="Write a picture of the exemplars and those of its parts (FILE.png), or exemplars and counterfactuals "
+            "into a folder.",
             show_default=False,
         ),
     ] = None,
@@ -297,7 +299,7 @@ def concept(
     timeout: _Timeout = 30.0,
     json: _Json = False,
 ) -> None:
-    """Show one concept of a bank: statistics, exemplars and parts."""
+    """Show one concept of a bank: names, statistics, exemplars, counterfactuals and parts."""
     with _client(address, token, tls, ca, timeout) as client:
         record = client.concept(bank, concept_id)
         parts = [client.concept(bank, child) for child in record.children]
@@ -306,23 +308,56 @@ def concept(
     if json:
         typer.echo(_json.dumps(record))
         return
-    _say(f"{record.label or 'concept'} #{record.id} of {record.bank}@{record.bank_digest[:12]}")
+    _say(f"{_labels.shown(record) or 'concept'} #{record.id} of {record.bank}@{record.bank_digest[:12]}")
     if record.parent is not None:
         _say(f"part of concept #{record.parent}, at {record.layer}")
     if record.class_index is not None:
-        against = "" if record.other_index is None else f", against {record.other_name or record.other_index}"
-        _say(f"class {record.class_name or record.class_index}{against}")
+        _say(f"class {_search_words.class_of(record)}")
+    if record.naming is not None:
+        _print_naming(record, record.naming)
     _print_table(("statistic", "value"), [(name, f"{value:.4g}") for name, value in sorted(record.statistics.items())])
-    _print_table(("exemplar", "activation"), [(item.source, f"{item.activation:.4g}") for item in record.exemplars])
+    for what, crops in (("exemplar", record.exemplars), ("counterfactual", record.counterfactuals)):
+        if crops or what == "exemplar":
+            _print_table((what, "activation"), [(item.source, f"{item.activation:.4g}") for item in crops])
     if parts:
         names = sorted({name for part in parts for name in part.statistics})
         _print_table(
             ("part", "id", "layer", *names),
             [
-                (part.label, part.id, part.layer, *(_cell(part.statistics.get(name)) for name in names))
+                (_labels.shown(part), part.id, part.layer, *(_cell(part.statistics.get(name)) for name in names))
                 for part in parts
             ],
         )
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="Words, a phrase or a sentence.")],
+    by: Annotated[
+        SearchBy, typer.Option(help="By what concepts look like, or by the words that they have.")
+    ] = "meaning",
+    model: Annotated[str | None, typer.Option(help="Only concepts of this model.", show_default=False)] = None,
+    bank: Annotated[
+        str | None,
+        typer.Option(help="Only of this bank: model/layer/name, or model/layer/name@digest.", show_default=False),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many concepts to list.")] = 10,
+    address: _Address = _LOCAL,
+    token: _Token = None,
+    tls: _Tls = False,
+    ca: _Authorities = None,
+    timeout: _Timeout = 30.0,
+    json: _Json = False,
+) -> None:
+    """Find concepts by words."""
+    with _client(address, token, tls, ca, timeout) as client:
+        results = client.search(text, by, model=model, bank=bank, limit=limit)
+    if json:
+        typer.echo(_json.dumps(results))
+        return
+    _print_table(*_search_words.table(results))
+    for line in _search_words.lines(results):
+        _say(line)
 
 
 def _client(address: str, token: str | None, tls: bool, ca: Path | None, timeout_s: float) -> Client:
@@ -359,8 +394,18 @@ def _write(action: Callable[[], None], path: Path) -> None:
 
 def _save_exemplars(record: Concept, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for place, exemplar in enumerate(record.exemplars):
-        (folder / f"{record.id}-{place:03d}.webp").write_bytes(exemplar.picture)
+    for suffix, crops in (("", record.exemplars), ("-counterfactual", record.counterfactuals)):
+        for place, crop in enumerate(crops):
+            (folder / f"{record.id}-{place:03d}{suffix}.webp").write_bytes(crop.picture)
+
+
+def _print_naming(record: Concept, naming: Naming) -> None:
+    """Say who named a concept, and what the machine found."""
+    weak = ", which is weak" if naming.weak else ""
+    found = f"“{naming.label}” with a score of {naming.score:.2f}{weak}, from {naming.counterfactuals} counterfactuals"
+    _say(f"named by a person; a machine found {found}" if record.named_by_person else f"named by a machine: {found}")
+    words = [("word", word) for word in naming.words] + [("phrase", phrase) for phrase in naming.phrases]
+    _print_table(("words", "kind", "score"), [(word.text, kind, f"{word.score:.3f}") for kind, word in words])
 
 
 def _print_explanation(explanation: Explanation) -> None:

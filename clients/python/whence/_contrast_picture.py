@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from whence import _labels
 from whence._contrast import Contrast
 from whence._contrast_words import lines
 from whence._drawing import (
@@ -168,7 +169,9 @@ def _draw_prototypes(figure: SubFigure, canvas: Canvas, contrast: Contrast, show
     """Draw prototypes on the image, and beside them what all of them contribute."""
     widths = (_OVERLAYS_INCHES, WIDTH_INCHES - _OVERLAYS_INCHES)
     left, right = figure.subfigures(1, 2, width_ratios=widths if shown else widths[::-1], squeeze=False).flat
-    bars = [(_named(c), c.contribution, POSITIVE if c.contribution >= 0 else NEGATIVE) for c in contrast.concepts]
+    bars = [
+        (_labels.numbered(c), c.contribution, POSITIVE if c.contribution >= 0 else NEGATIVE) for c in contrast.concepts
+    ]
     draw_bars((right if shown else left).subplots(), bars, "what the prototypes contribute")
     if shown:
         _draw_overlays(left, canvas, contrast, shown)
@@ -187,7 +190,3 @@ def _draw_overlays(figure: SubFigure, canvas: Canvas, contrast: Contrast, shown:
         kind = next(iter(concept.maps))
         title = f"{short(concept.name, 17)}\n{signed(concept.contribution)} logits"
         _draw_map(axes, canvas, concept.maps[kind], title, MAGENTA if kind == "activation" else POSITIVE)
-
-
-def _named(concept: ConceptScore) -> str:
-    return f"{concept.label} (#{concept.id})" if concept.label else concept.name

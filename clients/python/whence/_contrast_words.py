@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeGuard
 
-from whence._words import bank_version, class_name
+from whence import _labels
+from whence._words import NUMBERS, bank_version, class_name, numbers
 
 if TYPE_CHECKING:
     from whence._contrast import Contrast, PlaneReport
@@ -38,9 +39,10 @@ def lines(contrast: Contrast) -> list[str]:
 
 def table(contrast: Contrast) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Heads and rows of the prototypes."""
-    heads = ("prototype", "id", "activation", "contribution", "share")
+    words = any(concept.words for concept in contrast.concepts)
+    heads = ("prototype", "id", *NUMBERS, *(("words",) if words else ()))
     rows: list[tuple[str, ...]] = [
-        (c.name, str(c.id), f"{c.activation:.4g}", f"{c.contribution:+.4g}", f"{c.share:+.1%}")
+        (c.name, str(c.id), *numbers(c), *((_labels.gloss(c.label, c.words),) if words else ()))
         for c in contrast.concepts
     ]
     return heads, rows

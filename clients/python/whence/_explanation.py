@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from whence import _labels
 from whence._errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ class ConceptScore:
     parts: tuple[ConceptScore, ...] = ()
     """Its sub-concepts at an earlier layer, where asked for, in the requested order. Their numbers are of that layer:
     they do not add up to this concept's."""
+    weak_label: bool = False
+    """Whether the label is a machine's that cannot be trusted much."""
+    words: tuple[str, ...] = ()
+    """The best words for the concept, best first, where it was named; the label need not be among them."""
 
     def __hash__(self) -> int:
         # Maps have no hash; without them scores still serve as keys, as of Client.intervene.
@@ -99,8 +104,8 @@ class ConceptScore:
 
     @property
     def name(self) -> str:
-        """The label, or the id where there is none."""
-        return self.label or f"concept {self.id}"
+        """The label, with a question mark where it is weak; or the id where there is none."""
+        return _labels.name(self)
 
 
 @dataclass(frozen=True, slots=True)

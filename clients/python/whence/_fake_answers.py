@@ -24,7 +24,8 @@ from whence._explanation import (
     PartsReport,
 )
 from whence._intervention import Intervention
-from whence._inventory import Bank, Concept, Model
+from whence._inventory import Bank, Concept, Exemplar, Model, Naming
+from whence._search import SearchResults
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -134,6 +135,9 @@ def bank(record: Bank) -> bank_pb2.Bank:
     """The message of a bank."""
     fields = asdict(record)
     metrics, configuration = fields.pop("metrics"), fields.pop("configuration")
+    # An absent message is no argument.
+    if record.labelling is None:
+        del fields["labelling"]
     message = bank_pb2.Bank(**{**fields, "kind": _BANK_KINDS[record.kind]})
     _fill(message.metrics, metrics)
     _fill(message.configuration, configuration)
@@ -142,30 +146,54 @@ def bank(record: Bank) -> bank_pb2.Bank:
 
 def concept(record: Concept, max_exemplars: int | None = None) -> service_pb2.GetConceptResponse:
     """The message of a concept."""
-    exemplars = [
-        bank_pb2.Exemplar(
-            picture=exemplar.picture,
-            source=exemplar.source,
-            box=_box(exemplar.box),
-            activation=exemplar.activation,
-        )
-        for exemplar in record.exemplars[:max_exemplars]
-    ]
-    message = bank_pb2.Concept(
+    message = _concept(record, max_exemplars)
+    message.counterfactuals.extend(map(_exemplar, record.counterfactuals[:max_exemplars]))
+    return service_pb2.GetConceptResponse(concept=message, bank=_version(record))
+
+
+def search(record: SearchResults, request: service_pb2.SearchConceptsRequest) -> service_pb2.SearchConceptsResponse:
+    """The message of a search, with as many concepts and exemplars as asked for."""
+    limit = request.limit if request.HasField("limit") else 10
+    return service_pb2.SearchConceptsResponse(
+        concepts=[
+            service_pb2.FoundConcept(
+                concept=_concept(found.concept, request.max_exemplars), bank=_version(found.concept), score=found.score
+            )
+            for found in record.found[:limit]
+        ],
+        unsearched=[service_pb2.UnsearchedBank(**asdict(bank)) for bank in record.unsearched],
+    )
+
+
+def _version(record: Concept) -> explanation_pb2.BankVersion:
+    return explanation_pb2.BankVersion(reference=record.bank, digest=record.bank_digest)
+
+
+def _concept(record: Concept, max_exemplars: int | None) -> bank_pb2.Concept:
+    """A concept, without its counterfactuals."""
+    return bank_pb2.Concept(
         id=record.id,
         label=record.label,
         class_index=record.class_index,
         class_name=record.class_name,
         statistics=dict(record.statistics),
-        exemplars=exemplars,
+        exemplars=map(_exemplar, record.exemplars[:max_exemplars]),
         parent=record.parent,
         layer=record.layer,
         children=record.children,
         other_index=record.other_index,
         other_name=record.other_name,
+        named_by_person=record.named_by_person,
+        naming=None if record.naming is None else _naming(record.naming),
     )
-    version = explanation_pb2.BankVersion(reference=record.bank, digest=record.bank_digest)
-    return service_pb2.GetConceptResponse(concept=message, bank=version)
+
+
+def _naming(record: Naming) -> bank_pb2.Naming:
+    return bank_pb2.Naming(**asdict(record))
+
+
+def _exemplar(record: Exemplar) -> bank_pb2.Exemplar:
+    return bank_pb2.Exemplar(**asdict(record))
 
 
 def _report(record: FaithfulnessReport) -> explanation_pb2.FaithfulnessReport:
@@ -194,6 +222,8 @@ def _concept_score(record: ConceptScore, encoding: explanation_pb2.MapEncoding) 
         class_index=record.class_index,
         class_name=record.class_name,
         parts=[_concept_score(part, encoding) for part in record.parts],
+        weak_label=record.weak_label,
+        words=record.words,
     )
 
 

@@ -1,7 +1,8 @@
-"""Records that hang together, for the fake service: an explanation, an intervention, a contrast."""
+"""Records that hang together, for the fake service: explanations, interventions, contrasts, concepts, searches."""
 
 from __future__ import annotations
 
+from base64 import b64decode
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +23,16 @@ from whence._explanation import (
     Timings,
 )
 from whence._intervention import Intervention
+from whence._inventory import Concept, Exemplar, Naming, Word
+from whence._search import FoundConcept, SearchResults, UnsearchedBank
 
 _LABELS = ("pointed ear", "striped fur", "", "whiskers")
+_WORDS = (("pointed ear", "ear", "tip"), ("stripe", "fur", "tiger"), (), ("hair", "line", "wire"))
+"""Of the same concepts."""
+_WEAK = "whiskers"
+"""The one label that cannot be trusted much."""
+_CROP = b64decode("UklGRiwAAABXRUJQVlA4TB8AAAAvD8ADAA9wFMHzMJ6CbP4DD2LBJH/pvSFE9L8IBXwDAA==")
+"""A WebP file: stripes."""
 
 
 def make_explanation(
@@ -188,6 +197,58 @@ def make_contrast(
     return replace(contrast, **changes)
 
 
+def make_concept(index: int = 0, **changes: Any) -> Concept:
+    """The concept of `make_explanation` at an index, with what was found to say of it.
+
+    Parameters
+    ----------
+    **changes
+        Fields of `Concept` to set to something else.
+    """
+    said = _said_of(index)
+    words = tuple(Word(word, 0.5 - place / 8) for place, word in enumerate(said["words"]))
+    phrases = (Word(f"a photo of {said['label']}", 0.375),)
+    weak = said["weak_label"]
+    naming = Naming(said["label"], 0.125 if weak else 0.75, weak, words, phrases, counterfactuals=1)
+    explanation = make_explanation(concept_count=0)
+    concept = Concept(
+        id=index * 7,
+        label=said["label"],
+        class_index=explanation.target.index,
+        class_name=explanation.target.name,
+        statistics={"importance": 0.5},
+        exemplars=tuple(Exemplar(_CROP, f"image{n}.jpg", Box(0, 0, 64, 64), 0.5 - n / 8) for n in range(2)),
+        parent=None,
+        bank=explanation.bank,
+        bank_digest=explanation.bank_digest,
+        layer="layer",
+        naming=naming if said["label"] else None,
+        counterfactuals=(Exemplar(_CROP, "image9.jpg", Box(0, 0, 64, 64), 0.0),),
+    )
+    return replace(concept, **changes)
+
+
+def make_search(*, found_count: int = 4, **changes: Any) -> SearchResults:
+    """What a search finds: the concepts of `make_explanation`, in their order, and a bank without names.
+
+    Parameters
+    ----------
+    found_count
+        How many concepts to find.
+    **changes
+        Fields of `SearchResults` to set to something else.
+    """
+    results = SearchResults(
+        text="ear",
+        by="meaning",
+        found=tuple(
+            FoundConcept(make_concept(index, counterfactuals=()), 0.5 / (index + 1)) for index in range(found_count)
+        ),
+        unsearched=(UnsearchedBank("fake/layer/plain", "Its concepts have no names yet."),),
+    )
+    return replace(results, **changes)
+
+
 def _two_of_three(difference: float) -> tuple[float, float]:
     """Probabilities of two classes whose logits differ by this, beside a third one."""
     weights = np.exp([difference, 0.0, -1.0])
@@ -207,7 +268,6 @@ def _make_prototypes(distances: NDArray[np.float32], count: int, target: ClassSc
         maps: dict[MapKind, ConceptMap] = {"activation": ConceptMap(codes), "contribution": ConceptMap(evidence)}
         score = ConceptScore(
             id=20 + index,
-            label=_LABELS[index % len(_LABELS)],
             activation=total,
             peak=float(codes.max()),
             contribution=contribution,
@@ -215,6 +275,7 @@ def _make_prototypes(distances: NDArray[np.float32], count: int, target: ClassSc
             maps=maps,
             class_index=target.index,
             class_name=target.name,
+            **_said_of(index),
         )
         found.append(score)
     return tuple(sorted(found, key=lambda score: -score.contribution))
@@ -242,7 +303,6 @@ def _make_concept(index: int, grid: tuple[int, int], hot_cell: tuple[int, int]) 
     colours[..., index % 3], colours[..., 3] = 255, np.rint(255 * fine / fine.max())
     return ConceptScore(
         id=index * 7,
-        label=_LABELS[index % len(_LABELS)],
         activation=float(blob.sum()),
         peak=float(blob.max()),
         contribution=float(blob.sum()) * weight,
@@ -252,7 +312,15 @@ def _make_concept(index: int, grid: tuple[int, int], hot_cell: tuple[int, int]) 
             "contribution": ConceptMap(_half(blob * weight)),
             "input": ConceptMap(fine, colours=colours),
         },
+        **_said_of(index),
     )
+
+
+def _said_of(index: int) -> dict[str, Any]:
+    """Label and words of a concept."""
+    place = index % len(_LABELS)
+    label = _LABELS[place]
+    return {"label": label, "weak_label": label == _WEAK, "words": _WORDS[place]}
 
 
 def _make_parts(concept: ConceptScore, count: int) -> tuple[ConceptScore, ...]:

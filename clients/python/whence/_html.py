@@ -1,4 +1,4 @@
-"""Explanations and contrasts as pieces of HTML, for notebooks."""
+"""Explanations, contrasts and found concepts as pieces of HTML, for notebooks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from whence import _contrast_words
+from whence import _contrast_words, _search_words
 from whence._words import all_lines, bank_version, explained_logit, table
 
 if TYPE_CHECKING:
     from whence._contrast import Contrast
     from whence._explanation import Explanation
+    from whence._inventory import Exemplar
+    from whence._search import SearchResults
 
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -43,6 +45,27 @@ def render_contrast(contrast: Contrast, picture: bytes | None) -> str:
     return _piece(head, picture, _contrast_words.counted(contrast), cells, lines, "contrast")
 
 
+def render_search(results: SearchResults) -> str:
+    """The concepts as a table, each with its exemplars, and what could not be searched."""
+    heads, rows = _search_words.table(results)
+    pictures = any(each.concept.exemplars for each in results)
+    body = "".join(
+        _row("td", row, "".join(map(_picture, each.concept.exemplars)) if pictures else None)
+        for row, each in zip(rows, results, strict=True)
+    )
+    head = _row("th", (*heads, "exemplars") if pictures else heads)
+    lines = "".join(f"<li>{escape(line)}</li>" for line in _search_words.lines(results))
+    return (
+        f"<div><p><b>{escape(results.text)}</b>, by {results.by}: {len(results)} concepts</p>"
+        f"<table><thead>{head}</thead><tbody>{body}</tbody></table><ul>{lines}</ul></div>"
+    )
+
+
+def _picture(exemplar: Exemplar) -> str:
+    data = b64encode(exemplar.picture).decode()
+    return f'<img alt="{escape(exemplar.source)}" height="64" src="data:image/webp;base64,{data}">'
+
+
 def _piece(head: str, picture: bytes | None, summary: str, cells: Table, lines: Sequence[str], what: str) -> str:
     """Head (HTML), picture, table and statements, one below the other."""
     heads, rows = cells
@@ -55,5 +78,7 @@ def _piece(head: str, picture: bytes | None, summary: str, cells: Table, lines: 
     )
 
 
-def _row(tag: str, cells: tuple[str, ...]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+def _row(tag: str, cells: tuple[str, ...], last: str | None = None) -> str:
+    """Cells of text, and a last one of HTML, if any."""
+    written = [*map(escape, cells), *([] if last is None else [last])]
+    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in written) + "</tr>"

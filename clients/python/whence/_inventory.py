@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from whence import _labels
 from whence._explanation import Box
 
 BankKind = Literal["sae", "nmf", "contrast", "subspace", "unknown"]
@@ -26,6 +27,18 @@ class Model:
     input_height: int
     """In pixels, as is the width."""
     input_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """What the labels of a bank were found with."""
+
+    clip: str
+    """Name of the CLIP."""
+    clip_digest: str
+    """sha256 of its ``clip.json``, hexadecimal."""
+    captions: int
+    """How many its vocabulary had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +68,40 @@ class Bank:
     """Layer of the concepts' parts, their sub-concepts at an earlier layer; empty where the bank has none."""
     part_count: int = 0
     """How many parts there are; their ids follow those of the concepts."""
+    labelling: Labelling | None = None
+    """How its concepts were named; None where they were not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word or phrase that may name a concept."""
+
+    text: str
+    score: float
+    """How well it fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What a CLIP says of a concept, by its exemplars and counterfactuals."""
+
+    label: str
+    """The best word or phrase."""
+    score: float
+    """How far the label can be trusted, from 0 to 1."""
+    weak: bool
+    """Whether the score is below what a label should have."""
+    words: tuple[Word, ...] = ()
+    """Best first."""
+    phrases: tuple[Word, ...] = ()
+    """Best first."""
+    counterfactuals: int = 0
+    """How many there were to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
-    """A stored crop that excites a concept most."""
+    """A stored crop that excites a concept most; or a counterfactual."""
 
     picture: bytes = field(repr=False)
     """A WebP file."""
@@ -99,15 +141,31 @@ class Concept:
     other_index: int | None = None
     """For a contrastive prototype: the class that its own is contrasted with."""
     other_name: str = ""
+    named_by_person: bool = False
+    """Whether the label was given by a person."""
+    naming: Naming | None = None
+    """What a machine says of it; it stays when a person gives another label. None where nothing was looked for."""
+    counterfactuals: tuple[Exemplar, ...] = ()
+    """Crops in which it is silent, and which are else like its exemplars, most similar first."""
 
     def __hash__(self) -> int:
         # Statistics have no hash; without them concepts still serve as keys, as of Client.intervene.
         return hash((self.bank, self.bank_digest, self.id))
 
     @property
+    def weak_label(self) -> bool:
+        """Whether the label is a machine's that cannot be trusted much."""
+        return not self.named_by_person and self.naming is not None and self.naming.weak
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The machine's words for it, best first."""
+        return () if self.naming is None else tuple(word.text for word in self.naming.words)
+
+    @property
     def name(self) -> str:
-        """The label, or the id where there is none."""
-        return self.label or f"concept {self.id}"
+        """The label, with a question mark where it is weak; or the id where there is none."""
+        return _labels.name(self)
 
     def save(self, path: str | os.PathLike[str], parts: Sequence[Concept] = (), *, dpi: int = 150) -> None:
         """Draw its exemplars, and beneath them those of its parts.

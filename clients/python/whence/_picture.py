@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from whence import _labels
 from whence._drawing import (
     BAR_INCHES,
     LINE_INCHES,
@@ -169,7 +170,7 @@ def _draw_overlays(
         for index, part in enumerate(concept.parts[:parts]):
             if kind in part.maps:
                 beneath = figure.add_subplot(grid[row + 1, column + index])
-                title = f"{short(part.label, 14) or f'part {part.id}'}\n{signed(part.contribution)}"
+                title = f"{short(_labels.name(part, 'part'), 14)}\n{signed(part.contribution)}"
                 _draw_overlay(beneath, canvas, part.maps[kind], kind, title)
                 beneath.title.set_fontsize(6)
 
@@ -223,5 +224,4 @@ def _head(explanation: Explanation) -> str:
 
 
 def _named(concept: ConceptScore, explanation: Explanation) -> str:
-    name = f"{concept.label} (#{concept.id})" if concept.label else f"concept {concept.id}"
-    return f"{owner(concept, explanation)}{name}"
+    return f"{owner(concept, explanation)}{_labels.numbered(concept)}"

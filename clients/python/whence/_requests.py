@@ -16,6 +16,7 @@ from whence._errors import InvalidArgument
 from whence._explanation import ConceptScope, ConceptScore, Estimator, InputMethod, MapKind, MapSize, Order
 from whence._images import Source
 from whence._inventory import Concept
+from whence._search import SearchBy
 from whence.v1 import explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -49,7 +50,12 @@ CONCEPT_SCOPES: dict[str, explanation_pb2.ConceptScope] = {
     "target": explanation_pb2.CONCEPT_SCOPE_TARGET,
     "all": explanation_pb2.CONCEPT_SCOPE_ALL,
 }
+SEARCHES: dict[str, service_pb2.SearchBy] = {
+    "meaning": service_pb2.SEARCH_BY_MEANING,
+    "label": service_pb2.SEARCH_BY_LABEL,
+}
 
+_LONGEST_TEXT = 1000
 _LARGEST_UINT32 = 2**32 - 1
 
 
@@ -216,6 +222,28 @@ def pair(
         map_encoding=explanation_pb2.MAP_ENCODING_FLOAT16,
     )
     return Pair(reference(bank), *classes, options, shift)
+
+
+def search(
+    *, text: str, by: SearchBy, model: str | None, bank: str | None, limit: int, max_exemplars: int
+) -> service_pb2.SearchConceptsRequest:
+    """Check what a caller looks for.
+
+    Raises
+    ------
+    InvalidArgument
+        If that cannot be valid for any service.
+    """
+    if not isinstance(text, str) or not 1 <= len(text.strip()) <= _LONGEST_TEXT:
+        raise InvalidArgument(f"text holds words to look for, at most {_LONGEST_TEXT} characters.")
+    return service_pb2.SearchConceptsRequest(
+        text=text.strip(),
+        by=_choice("by", SEARCHES, by),
+        model=model or "",
+        bank="" if bank is None else reference(bank),
+        limit=uint32("limit", limit),
+        max_exemplars=uint32("max_exemplars", max_exemplars),
+    )
 
 
 def new_request_id() -> str:

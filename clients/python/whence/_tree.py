@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from whence import _labels
 from whence._drawing import write
 from whence._errors import InvalidArgument, missing_extra
 
@@ -72,7 +73,7 @@ def _draw_row(figure: SubFigure, concept: Concept, widths: list[float]) -> None:
 
 def _title(concept: Concept) -> str:
     what = "concept" if concept.parent is None else "part"
-    label = f" “{concept.label}”" if concept.label else ""
+    label = f" “{_labels.shown(concept)}”" if concept.label else ""
     owner = f" of {concept.class_name}" if concept.class_name and concept.parent is None else ""
     owner += f" against {concept.other_name}" if concept.other_name else ""
     layer = f" at {concept.layer}" if concept.layer else ""

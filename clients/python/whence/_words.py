@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from whence import _labels
+
 if TYPE_CHECKING:
     from whence._contrast import Contrast
     from whence._explanation import ClassScore, ConceptScore, Explanation, FaithfulnessReport, InputMapReport
@@ -102,15 +104,26 @@ def all_lines(explanation: Explanation) -> list[str]:
 def table(explanation: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Heads and rows of the contributions: concepts with their parts, and what else there is to the logit."""
     classes = any(concept.class_name for concept in explanation.concepts)
-    heads = ("concept", *(("class",) if classes else ()), "id", "activation", "contribution", "share")
+    words = any(item.words for _, item in outline(explanation.concepts))
+    heads = ("concept", *(("class",) if classes else ()), "id", *NUMBERS, *(("words",) if words else ()))
     rows: list[tuple[str, ...]] = []
     for name, item in outline(explanation.concepts):
-        numbers = (f"{item.activation:.4g}", f"{item.contribution:+.4g}", f"{item.share:+.1%}")
-        rows.append((name, *((item.class_name,) if classes else ()), str(item.id), *numbers))
+        owner = (item.class_name,) if classes else ()
+        gloss = (_labels.gloss(item.label, item.words),) if words else ()
+        rows.append((name, *owner, str(item.id), *numbers(item), *gloss))
     rest = {"all other concepts": explanation.unlisted, "unexplained": explanation.unexplained}
-    empty = ("",) * (len(heads) - 3)
-    rows += [(name, *empty, f"{value:+.4g}", "") for name, value in rest.items() if value is not None]
+    before, after = ("",) * heads.index("contribution"), ("",) * (len(heads) - heads.index("share"))
+    rows += [(name, *before[1:], f"{value:+.4g}", *after) for name, value in rest.items() if value is not None]
     return heads, rows
+
+
+NUMBERS = ("activation", "contribution", "share")
+"""Heads of what `numbers` gives."""
+
+
+def numbers(concept: ConceptScore) -> tuple[str, str, str]:
+    """The cells of a concept's numbers."""
+    return f"{concept.activation:.4g}", f"{concept.contribution:+.4g}", f"{concept.share:+.1%}"
 
 
 def outline(concepts: Sequence[ConceptScore]) -> Iterator[tuple[str, ConceptScore]]:
@@ -118,7 +131,7 @@ def outline(concepts: Sequence[ConceptScore]) -> Iterator[tuple[str, ConceptScor
     for concept in concepts:
         yield concept.name, concept
         for part in concept.parts:
-            yield f"  └ {part.label or f'part {part.id}'}", part
+            yield f"  └ {_labels.name(part, 'part')}", part
 
 
 def _statements(report: FaithfulnessReport) -> Iterator[str]:

@@ -34,14 +34,24 @@ from whence import _fake_answers, _requests, _status
 from whence._contrast import Contrast
 from whence._errors import NotFound, WhenceError
 from whence._explanation import Explanation
-from whence._fake_records import make_contrast, make_explanation, make_intervention
+from whence._fake_records import make_concept, make_contrast, make_explanation, make_intervention, make_search
 from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
+from whence._search import SearchResults
 from whence.v1 import explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 from whence.v1 import explanation_service_pb2_grpc as service_grpc
 
-__all__ = ["Call", "FakeServer", "make_contrast", "make_explanation", "make_intervention", "serve"]
+__all__ = [
+    "Call",
+    "FakeServer",
+    "make_concept",
+    "make_contrast",
+    "make_explanation",
+    "make_intervention",
+    "make_search",
+    "serve",
+]
 
 A = TypeVar("A", bound=Message)
 
@@ -103,6 +113,8 @@ class FakeServer:
         The same for an `InterveneRequest`. Default: `make_intervention`.
     contrast
         The same for a `ContrastRequest`. Default: `make_contrast`.
+    search
+        The same for a `SearchConceptsRequest`. Default: `make_search`.
     models, banks, concepts
         What the service holds.
     shuffle
@@ -119,6 +131,7 @@ class FakeServer:
         *,
         intervene: Callable[[service_pb2.InterveneRequest], Intervention] | None = None,
         contrast: Callable[[service_pb2.ContrastRequest], Contrast] | None = None,
+        search: Callable[[service_pb2.SearchConceptsRequest], SearchResults] | None = None,
         models: Sequence[Model] = (),
         banks: Sequence[Bank] = (),
         concepts: Sequence[Concept] = (),
@@ -136,6 +149,7 @@ class FakeServer:
         self.explain = explain or (lambda request: make_explanation())
         self.intervene = intervene or (lambda request: make_intervention())
         self.contrast = contrast or (lambda request: make_contrast())
+        self.search = search or (lambda request: make_search())
         self.shuffle = shuffle
         self._failures: deque[WhenceError] = deque()
         self._lock = threading.Lock()
@@ -254,6 +268,13 @@ class _Servicer(service_grpc.ExplanationServiceServicer):
             return _fake_answers.concept(concept, limit)
 
         return self._answer("GetConcept", request, context, answer)
+
+    def SearchConcepts(
+        self, request: service_pb2.SearchConceptsRequest, context: grpc.ServicerContext
+    ) -> service_pb2.SearchConceptsResponse:
+        return self._answer(
+            "SearchConcepts", request, context, lambda: _fake_answers.search(self._fake.search(request), request)
+        )
 
     def _explanation(self, request: service_pb2.ExplainRequest) -> explanation_pb2.Explanation:
         """What the fake answers, as far as it was asked for."""
