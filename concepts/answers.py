@@ -35,6 +35,9 @@ from concepts.model import ModelSpec
 PREDICTIONS = 5
 """How many classes an explanation lists."""
 
+UNSAID = "what concepts share counts for each of them, and what none carries is in the completeness residual"
+"""Of the sum of contributions, where concepts do not reconstruct."""
+
 UNTIMED = StageTimes(0.0, 0.0, 0.0, 0.0, 0)
 """Of an explanation whose batch is still being timed."""
 
@@ -71,8 +74,12 @@ class Listed(NamedTuple):
     """The part of the findings that answers list, on the CPU."""
 
     findings: Findings
+    ids: Tensor
+    """Of the codes, as are the next three: int64 ``[B, S]``."""
+    tolerance: Tensor | None
+    """``[B]``."""
     totals: Tensor
-    """Of the codes, ``[B, S]``."""
+    """``[B, S]``."""
     peaks: Tensor
     """``[B, S]``."""
     probabilities: NDArray[np.float64]
@@ -137,6 +144,8 @@ def listed(findings: Findings, slots: Tensor, maps: Maps, input_maps: Sequence[I
     codes = findings.codes
     return Listed(
         _to_cpu(findings),
+        codes.ids.cpu(),
+        None if codes.tolerance is None else codes.tolerance.cpu(),
         codes.total().cpu(),
         codes.peak().cpu(),
         torch.softmax(findings.logits.double(), 1).cpu().numpy(),
@@ -184,7 +193,7 @@ def class_score(spec: ModelSpec, logits: Tensor, probabilities: NDArray[np.float
 def _concept_scores(
     spec: ModelSpec, bank: Bank, listed: Listed, row: int, options: ExplainOptions, unexplained: float
 ) -> tuple[ConceptScore, ...]:
-    ids, totals = listed.findings.codes.ids[row].tolist(), listed.findings.contributions.total[row].tolist()
+    ids, totals = listed.ids[row].tolist(), listed.findings.contributions.total[row].tolist()
     activations, peaks = listed.totals[row].tolist(), listed.peaks[row].tolist()
     whole = sum(map(abs, totals)) + unexplained
     return tuple(
@@ -212,6 +221,8 @@ def _report(
     found = listed.findings
     explained, constant = float(found.explained[row, target]), float(found.constant[row])
     exactness, reason = exactness_of(found.head_form, estimator)
+    if found.relative_error is None:
+        reason += f"; {UNSAID}"
 
     def at(values: Tensor | None) -> float | None:
         return None if values is None else float(values[row])
@@ -227,7 +238,7 @@ def _report(
         top1_agrees=None if found.top1_agrees is None else bool(found.top1_agrees[row]),
         carried_share=at(found.carried_share),
         integration_error=at(found.contributions.integration_error),
-        code_tolerance=at(found.codes.tolerance),
+        code_tolerance=at(listed.tolerance),
         input_maps=listed.input_maps[row],
     )
 
@@ -265,17 +276,17 @@ def concept_maps(
 
 
 def _to_cpu(findings: Findings) -> Findings:
-    """Bring everything but the per-position contributions to the CPU."""
+    """Bring everything to the CPU but what has a value for each position."""
 
     def move(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.detach().cpu()
 
-    c, codes = findings.contributions, findings.codes
+    c = findings.contributions
     return Findings(
         logits=findings.logits.cpu(),
         explained=findings.explained.cpu(),
         targets=findings.targets.cpu(),
-        codes=codes.to("cpu"),
+        codes=findings.codes,
         contributions=Contributions(c.total.detach().cpu(), None, move(c.unexplained), move(c.integration_error)),
         constant=findings.constant.cpu(),
         head_form=findings.head_form,

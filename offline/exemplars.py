@@ -76,18 +76,23 @@ def choose(codes: Tensor, crops_per_image: int, count: int) -> list[list[Choice]
     ]
 
 
-def picture(image: Image.Image, box: Box) -> bytes:
-    """Cut a box out of an image as a WebP file."""
+def cut_out(image: Image.Image, box: Box) -> Image.Image:
+    """Cut a box out of an image."""
     left, top = max(round(box.left), 0), max(round(box.top), 0)
     right, bottom = min(round(box.right), image.width), min(round(box.bottom), image.height)
     crop = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
     crop.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
+    return crop
+
+
+def picture(image: Image.Image, box: Box) -> bytes:
+    """Cut a box out of an image as a WebP file."""
+    crop, file = cut_out(image, box), io.BytesIO()
     crop.save(file, "WEBP", lossless=max(crop.size) <= _LOSSLESS_SIDE, quality=85)
     return file.getvalue()
 
 
-def draw(folder: ImageFolder, chosen: Sequence[Sequence[Excerpt]], first: int = 0) -> Drawn:
+def draw(folder: ImageFolder, chosen: Sequence[Sequence[Excerpt]], first: int = 0, role: str = "") -> Drawn:
     """Cut out the pictures of some concepts; images are opened one at a time, each once.
 
     Parameters
@@ -98,6 +103,8 @@ def draw(folder: ImageFolder, chosen: Sequence[Sequence[Excerpt]], first: int = 
         For each concept its exemplars, best first.
     first
         Id of the first of these concepts: files are named by it.
+    role
+        Part of the files' names, where the pictures are no exemplars: ``counterfactual``.
     """
     wanted: dict[str, list[tuple[int, int]]] = {}
     for concept, excerpts in enumerate(chosen):
@@ -107,13 +114,13 @@ def draw(folder: ImageFolder, chosen: Sequence[Sequence[Excerpt]], first: int = 
     for key, uses in sorted(wanted.items()):
         image = folder.open(key)
         for concept, place in uses:
-            pictures[_file(first + concept, place)] = picture(image, chosen[concept][place].box)
+            pictures[_file(first + concept, place, role)] = picture(image, chosen[concept][place].box)
     named = [
-        tuple(Exemplar(_file(first + concept, place), *excerpt) for place, excerpt in enumerate(excerpts))
+        tuple(Exemplar(_file(first + concept, place, role), *excerpt) for place, excerpt in enumerate(excerpts))
         for concept, excerpts in enumerate(chosen)
     ]
     return Drawn(named, pictures)
 
 
-def _file(concept: int, place: int) -> str:
-    return f"exemplars/{concept:05d}-{place:02d}.webp"
+def _file(concept: int, place: int, role: str = "") -> str:
+    return f"exemplars/{concept:05d}{role and '-'}{role}-{place:02d}.webp"

@@ -32,8 +32,8 @@ _DRAWS = 4
 
 
 @dataclass
-class Judgement:
-    """What was seen of K concepts; grows batch by batch, by what one batch needs and a few numbers a concept."""
+class Tally:
+    """Which of K concepts are active and contribute; grows batch by batch, by a few numbers a concept and an image."""
 
     concepts: int
     positions: int
@@ -42,20 +42,11 @@ class Judgement:
     size is the importance."""
     first: int = 0
     """Id of the first concept; the others follow."""
-    error: ReconstructionError = field(default_factory=ReconstructionError)
     digests: dict[str, str] = field(default_factory=dict)
     """sha256 of what the model sees of each image, by key."""
     predicted: list[Tensor] = field(default_factory=list)
-    reconstructed: list[Tensor] = field(default_factory=list)
-    """What is predicted from the reconstruction."""
-    kl: list[Tensor] = field(default_factory=list)
     needed: list[Tensor] = field(default_factory=list)
     """Concepts for 80 % of the positive contribution, of each image."""
-    kept: list[Tensor] = field(default_factory=list)
-    """Whether the target is predicted without, and with only, the 0, 1, … concepts that contribute most,
-    ``[R, 2, steps + 1]``."""
-    kept_of_all: list[Tensor] = field(default_factory=list)
-    """Likewise in order of the importance, ``[R, 2, K + 1]``."""
     largest: list[Tensor] = field(default_factory=list)
     """The concept that contributes most, of each image; −1 where there is none."""
 
@@ -73,17 +64,11 @@ class Judgement:
         """How many were seen."""
         return len(self.digests)
 
-    def add(self, cut: Cut, codec: Codec, batch: Explained) -> None:
+    def count(self, batch: Explained) -> None:
         """Take in a batch."""
-        with torch.no_grad():
-            reconstructed = cut.head(batch.reconstruction)
         for key, view in zip(batch.keys, batch.views, strict=True):
             self.digests[key] = hashlib.sha256(view.tobytes()).hexdigest()
         self.predicted.append(batch.targets.cpu())
-        self.reconstructed.append(reconstructed.argmax(1).cpu())
-        self.kl.append(fidelity.kl_divergence(batch.logits, reconstructed).cpu())
-        self.error.add(cut.positions(batch.a), cut.positions(batch.reconstruction))
-        self._take_away(cut, codec, batch)
         self.needed.append(sparsity.concepts_for_share(batch.contributions.cpu()))
         ids, contributions = self._own(batch.codes.ids).cpu(), batch.contributions.cpu().double()
         self.largest.append(usage.largest(contributions, ids))
@@ -91,6 +76,63 @@ class Judgement:
         used = ids != EMPTY
         self.contribution.index_add_(0, ids[used], contributions[used])
         self.size.index_add_(0, ids[used], contributions[used].abs())
+
+    def use(self) -> dict[str, float]:
+        """Return how concepts are used, by name (methods section 6)."""
+        return {
+            "gini": sparsity.gini(self.size if self.importance is None else self.importance),
+            "code_density": self.activity.density(),
+            "l0_position": self.activity.l0_per_position(),
+            "l0_image": self.activity.l0_per_image(),
+            "concepts_for_80": float(torch.cat(self.needed).double().mean()),
+            "alive_share": self.activity.alive_share(),
+            "dead_share": self.activity.dead_share(),
+            "always_on_share": self.activity.always_on_share(),
+        }
+
+    def statistics(self, labels: Tensor | None) -> list[dict[str, float]]:
+        """Return statistics of each concept; true classes int64 ``[N]``, or None where they are not known."""
+        largest = torch.cat(self.largest)
+        columns = {"active_share": self.activity.share()}
+        if self.importance is None:
+            columns |= {"contribution": self.contribution / self.images, "importance": self.size / self.images}
+        columns["prevalence"] = usage.prevalence(largest, self.concepts)
+        if labels is not None:
+            correct = torch.cat(self.predicted) == labels
+            columns["reliability"] = usage.reliability(largest, correct, self.concepts)
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [
+            {name: value for name, value in zip(columns, row, strict=True) if not math.isnan(value)} for row in rows
+        ]
+
+    def _own(self, ids: Tensor) -> Tensor:
+        """Return ids as counted from the first concept."""
+        return torch.where(ids == EMPTY, EMPTY, ids - self.first)
+
+
+@dataclass
+class Judgement(Tally):
+    """What was seen of K concepts that reconstruct; grows by what one batch needs and a few numbers a concept."""
+
+    error: ReconstructionError = field(default_factory=ReconstructionError)
+    reconstructed: list[Tensor] = field(default_factory=list)
+    """What is predicted from the reconstruction."""
+    kl: list[Tensor] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)
+    """Whether the target is predicted without, and with only, the 0, 1, … concepts that contribute most,
+    ``[R, 2, steps + 1]``."""
+    kept_of_all: list[Tensor] = field(default_factory=list)
+    """Likewise in order of the importance, ``[R, 2, K + 1]``."""
+
+    def add(self, cut: Cut, codec: Codec, batch: Explained) -> None:
+        """Take in a batch."""
+        self.count(batch)
+        with torch.no_grad():
+            reconstructed = cut.head(batch.reconstruction)
+        self.reconstructed.append(reconstructed.argmax(1).cpu())
+        self.kl.append(fidelity.kl_divergence(batch.logits, reconstructed).cpu())
+        self.error.add(cut.positions(batch.a), cut.positions(batch.reconstruction))
+        self._take_away(cut, codec, batch)
 
     def metrics(self, dictionary: Tensor, labels: Tensor | None) -> dict[str, float]:
         """Return the metrics by name (methods section 6); those that are not defined for these images are left out.
@@ -116,37 +158,11 @@ class Judgement:
             "top1_agreement": fidelity.agreement(predicted, reconstructed),
             **known,
             **self._curves(),
-            "gini": sparsity.gini(self.size if self.importance is None else self.importance),
-            "code_density": self.activity.density(),
-            "l0_position": self.activity.l0_per_position(),
-            "l0_image": self.activity.l0_per_image(),
-            "concepts_for_80": float(torch.cat(self.needed).double().mean()),
-            "alive_share": self.activity.alive_share(),
-            "dead_share": self.activity.dead_share(),
-            "always_on_share": self.activity.always_on_share(),
+            **self.use(),
             "hoyer": dictionaries.hoyer(dictionary),
             "largest_cosine": dictionaries.largest_cosine(dictionary),
         }
         return {name: value for name, value in found.items() if math.isfinite(value)}
-
-    def statistics(self, labels: Tensor | None) -> list[dict[str, float]]:
-        """Return statistics of each concept; parameters as of ``metrics``."""
-        largest = torch.cat(self.largest)
-        columns = {"active_share": self.activity.share()}
-        if self.importance is None:
-            columns |= {"contribution": self.contribution / self.images, "importance": self.size / self.images}
-        columns["prevalence"] = usage.prevalence(largest, self.concepts)
-        if labels is not None:
-            correct = torch.cat(self.predicted) == labels
-            columns["reliability"] = usage.reliability(largest, correct, self.concepts)
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        return [
-            {name: value for name, value in zip(columns, row, strict=True) if not math.isnan(value)} for row in rows
-        ]
-
-    def _own(self, ids: Tensor) -> Tensor:
-        """Return ids as counted from the first concept."""
-        return torch.where(ids == EMPTY, EMPTY, ids - self.first)
 
     def _take_away(self, cut: Cut, codec: Codec, batch: Explained) -> None:
         """Note what is predicted while concepts are taken away, and while they are given back."""
