@@ -326,6 +326,8 @@ def test_every_class_of_failure_has_a_code_and_every_code_is_documented() -> Non
         (("contrast", "{photo}", "--bank", "b", "--maps", "heat"), 2, "'contribution'"),
         (("contrast", "{photo}", "--bank", "b", "--save", "/nowhere/why.png"), 2, "Cannot write"),
         (("concept", BANK, "8"), 3, "no concept 8"),
+        (("search", " "), 2, "words to look for"),
+        (("search", "ear", "--by", "smell"), 2, "--by"),
         (("models", "--address", "localhost:1", "--timeout", "1"), 4, "cannot be reached"),
         (("models", "--address", "http://x"), 2, "host:port"),
         (("models", "--ca", "/nowhere/ca.pem"), 2, "Cannot read"),
@@ -371,8 +373,11 @@ def test_without_the_extra_the_error_names_it() -> None:
     assert done.stderr == "whence: typer is not installed: pip install 'whence[cli]'\n"
 
 
-@pytest.mark.parametrize("name", ["explain", "contrast", "intervene"])
-def test_commands_offer_what_the_client_does(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("explain", set()), ("contrast", set()), ("intervene", set()), ("search", {"max_exemplars"})],
+)
+def test_commands_offer_what_the_client_does(name: str, more: set[str]) -> None:
     ours = set(inspect.signature(getattr(_commands, name)).parameters)
     theirs = set(inspect.signature(getattr(whence.Client, name)).parameters)
-    assert theirs - ours == {"self", "timeout_s"}
+    assert theirs - ours == {"self", "timeout_s", *more}

@@ -158,18 +158,37 @@ def test_every_absent_field_stays_absent() -> None:
     assert (found.class_token, found.colours) == (None, None)
 
 
+def search_record(message: service_pb2.SearchConceptsResponse) -> whence.SearchResults:
+    for found in message.concepts:
+        found.concept.ClearField("counterfactuals")  # which are not sent with what is found
+    return _answers.search(message, "text", "meaning")
+
+
+def search_message(record: whence.SearchResults) -> Message:
+    return _fake_answers.search(record, service_pb2.SearchConceptsRequest(limit=9, max_exemplars=9))
+
+
 @pytest.mark.parametrize(
     ("message", "there", "back"),
     [
         (bank_pb2.Model(), _answers.model, _fake_answers.model),
         (bank_pb2.Bank(), _answers.bank, _fake_answers.bank),
         (service_pb2.GetConceptResponse(), _answers.concept, _fake_answers.concept),
+        (service_pb2.SearchConceptsResponse(), search_record, search_message),
     ],
 )
 def test_every_field_of_the_inventory_comes_through(message: Message, there: Any, back: Any) -> None:
     fill(message, itertools.count(3))
     assert_full(message)
     assert back(there(message)) == message
+
+
+def test_what_is_absent_of_names_stays_absent() -> None:
+    assert _answers.bank(bank_pb2.Bank()).labelling is None
+    assert not _fake_answers.bank(_answers.bank(bank_pb2.Bank(kind=1))).HasField("labelling")
+    concept = _answers.concept(service_pb2.GetConceptResponse())
+    assert (concept.naming, concept.named_by_person, concept.counterfactuals) == (None, False, ())
+    assert not _fake_answers.concept(concept).concept.HasField("naming")
 
 
 def test_whole_numbers_of_a_configuration_stay_whole() -> None:

@@ -402,7 +402,8 @@ def _save_exemplars(record: Concept, folder: Path) -> None:
 def _print_naming(record: Concept, naming: Naming) -> None:
     """Say who named a concept, and what the machine found."""
     weak = ", which is weak" if naming.weak else ""
-    found = f"“{naming.label}” with a score of {naming.score:.2f}{weak}, from {naming.counterfactuals} counterfactuals"
+    crops = "1 counterfactual" if naming.counterfactuals == 1 else f"{naming.counterfactuals} counterfactuals"
+    found = f"“{naming.label}” with a score of {naming.score:.2f}{weak}, compared with {crops}"
     _say(f"named by a person; a machine found {found}" if record.named_by_person else f"named by a machine: {found}")
     words = [("word", word) for word in naming.words] + [("phrase", phrase) for phrase in naming.phrases]
     _print_table(("words", "kind", "score"), [(word.text, kind, f"{word.score:.3f}") for kind, word in words])
