@@ -225,6 +225,9 @@ def test_weak_names_are_shown_as_weak_everywhere(tmp_path: Path, monkeypatch: py
         assert "whiskers?" in text, where
         assert not re.search(r"whiskers(?!\?)", text), where
         assert not re.search(r"(pointed ear|striped fur)\?", text), where
+    for where in ("html", "contrast html", "found html", "picture", "tree picture", "contrast picture"):
+        assert "A name with a question mark" in shown[where], where
+    assert "question mark" not in str(_words.all_lines(make_explanation(concept_count=3)))
     for where in ("table", "tree picture"):
         assert "hair?" in shown[where], where
 
@@ -252,7 +255,10 @@ def test_the_command_shows_what_was_found_to_say(
 ) -> None:
     done = run("concept", BANK, "0", "--save", str(tmp_path / "crops"))
     assert done.exit_code == 0, done.output
-    for part in ("pointed ear #0", "named by a machine: “pointed ear” with a score of 0.75, compared with 1 counterfactual\n"):
+    for part in (
+        "pointed ear #0",
+        "named by a machine: “pointed ear” with a score of 0.75, compared with 1 counterfactual\n",
+    ):
         assert part in done.output
     for part in ("a photo of pointed ear", "phrase", "tip", "0.250", "counterfactual", "image9.jpg"):
         assert part in done.output

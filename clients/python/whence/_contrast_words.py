@@ -34,7 +34,12 @@ def counted(contrast: Contrast) -> str:
 
 def lines(contrast: Contrast) -> list[str]:
     """The answer, and how far it can be trusted, one statement a line."""
-    return [*_answer(contrast), *_trust(contrast), *_plane(contrast.plane, contrast)]
+    return [
+        *_answer(contrast),
+        *_trust(contrast),
+        *_plane(contrast.plane, contrast),
+        *_labels.note(contrast.concepts),
+    ]
 
 
 def table(contrast: Contrast) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

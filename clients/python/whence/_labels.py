@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 _WORDS = 4
@@ -35,6 +35,12 @@ def name(concept: Labelled, what: str = "concept") -> str:
 def numbered(concept: Labelled) -> str:
     """The label as it is shown, and the id."""
     return f"{shown(concept)} (#{concept.id})" if concept.label else f"concept {concept.id}"
+
+
+def note(concepts: Iterable[Labelled]) -> list[str]:
+    """What the question marks mean, where there are some."""
+    weak = any(shown(concept) != concept.label for concept in concepts)
+    return ["A name with a question mark is a machine's guess that cannot be trusted much."] if weak else []
 
 
 def gloss(label: str, words: Sequence[str]) -> str:

@@ -37,8 +37,9 @@ def table(results: SearchResults) -> tuple[tuple[str, ...], list[tuple[str, ...]
 
 
 def lines(results: SearchResults) -> list[str]:
-    """The banks that could not be searched, one a line."""
-    return [f"{each.reference} was not searched. {each.reason}" for each in results.unsearched]
+    """The banks that could not be searched, and what question marks mean, one a line."""
+    unsearched = [f"{each.reference} was not searched. {each.reason}" for each in results.unsearched]
+    return unsearched + _labels.note(each.concept for each in results)
 
 
 def class_of(concept: Concept) -> str:

@@ -87,8 +87,8 @@ def report_lines(report: FaithfulnessReport) -> list[str]:
 
 
 def all_lines(explanation: Explanation) -> list[str]:
-    """The faithfulness report, and that of the parts where there are some, one statement a line."""
-    lines = report_lines(explanation.faithfulness)
+    """The faithfulness report, that of the parts where there are some, and what else is to be known, by lines."""
+    lines = report_lines(explanation.faithfulness) + _labels.note(item for _, item in outline(explanation.concepts))
     if explanation.scope == "all":
         lines.insert(0, "Concepts of all classes explain: codes are of all of them together, and they compete.")
     if explanation.parts is None:
