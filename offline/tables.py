@@ -37,6 +37,10 @@ _CLASS_COLUMNS = (
 _BANK_COLUMNS = (
     "accuracy",
     "accuracy_reconstructed",
+    "cohesion",
+    "interpretable_share",
+    "active_share",
+    "carried_share",
     "variance_explained",
     "kl",
     "l0_position",
