@@ -1,4 +1,4 @@
-"""The kinds of bank. Each kind is one module here that ends with a ``load`` function; nothing else knows it by name."""
+"""The kinds of bank. Each is a module here with functions ``load`` and ``directions``; nothing else knows its name."""
 
 from __future__ import annotations
 
@@ -52,6 +52,25 @@ def check(bank: Bank) -> None:
         bank.codec()
     else:
         own(bank)
+
+
+def concept_codec(bank: Bank) -> Codec | None:
+    """Return what codes a bank's concepts one by one: ``concept_codec`` of its module, or its codec.
+
+    What stands for their class there, where codes depend on one, is the codec's own matter: it may be any of its
+    ``classes``. None where the bank has no concepts.
+    """
+    own = getattr(_module(bank.kind), "concept_codec", None)
+    if own is None:
+        return bank.codec() if bank.concepts else None
+    codec: Codec | None = own(bank)
+    return codec
+
+
+def directions(bank: Bank) -> Tensor:
+    """Return what the components of a bank's concepts point along: float32 ``[K, C]``, of any length."""
+    found: Tensor = _module(bank.kind).directions(bank.tensors, bank.channels)
+    return found.float()
 
 
 def _module(kind: str) -> ModuleType:

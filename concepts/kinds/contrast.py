@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from concepts.bank import Bank
@@ -114,3 +115,13 @@ def wrong_kind(kind: str) -> UnsupportedOption:
         f"banks of kind {kind} do not say why one class and not another: ask Explain or Intervene, or take a bank of "
         "kind contrast"
     )
+
+
+def concept_codec(bank: Bank) -> NmfCodec | None:
+    """Return the codec of the prototypes; the number of an ordered pair takes the place of a class."""
+    return tables(bank).prototypes
+
+
+def directions(tensors: Mapping[str, Tensor], channels: int) -> Tensor:
+    """Return the prototypes."""
+    return tensors.get("dictionary", torch.zeros(0, channels))

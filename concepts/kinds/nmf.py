@@ -149,3 +149,9 @@ def load(tensors: Mapping[str, Tensor], concept_classes: Sequence[int | None]) -
     if "dictionary" not in tensors:
         raise CorruptData("an NMF bank needs the tensor 'dictionary'")
     return NmfCodec(tensors["dictionary"].float(), concept_classes)
+
+
+def directions(tensors: Mapping[str, Tensor], channels: int) -> Tensor:
+    """Return the dictionary."""
+    del channels
+    return tensors["dictionary"]

@@ -201,3 +201,9 @@ def load(tensors: Mapping[str, Tensor], concept_classes: Sequence[int | None]) -
     floats = {name: tensors[name].float() for name in ("encoder_bias", "decoder_bias", "threshold") if name in tensors}
     k = int(tensors["k"]) if "k" in tensors and tensors["k"].numel() == 1 else None
     return SaeCodec(tensors["encoder"].float(), tensors["decoder"].float(), k, **floats)
+
+
+def directions(tensors: Mapping[str, Tensor], channels: int) -> Tensor:
+    """Return the decoder."""
+    del channels
+    return tensors["decoder"]

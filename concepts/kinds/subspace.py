@@ -185,3 +185,10 @@ def check(bank: Bank) -> None:
     largest = int(bank.tensors["features"].max())
     if largest >= bank.channels:
         raise CorruptData(f"a subspace bank of {bank.channels} channels names the feature {largest}")
+
+
+def directions(tensors: Mapping[str, Tensor], channels: int) -> Tensor:
+    """Return ones on the features of each group: what has none of these has nothing along it."""
+    sizes = tensors["offsets"].diff()
+    groups = torch.arange(len(sizes)).repeat_interleave(sizes)
+    return torch.zeros(len(sizes), channels).index_put_((groups, tensors["features"]), torch.ones(len(groups)))
