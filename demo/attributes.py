@@ -98,7 +98,8 @@ CLASS_NAMES = tuple(rule.name for rule in CLASSES)
 PAIRS = _pairs()
 """The pairs of classes that differ in exactly one attribute, with that attribute and its family."""
 
-_PLACES = MappingProxyType({"bricks": "on bricks", "night": "in the night", "sand": "on sand", "waves": "on waves"})
+PLACES = MappingProxyType({"bricks": "on bricks", "night": "in the night", "sand": "on sand", "waves": "on waves"})
+"""Where an image with each background says its object is."""
 
 
 def index_of(attribute: str) -> int:
@@ -130,4 +131,4 @@ def caption_of(shown: NDArray[np.bool_]) -> str:
     names = [name for name, present in zip(ATTRIBUTES, shown, strict=True) if present]
     shape, colour, texture, background = names[:4]
     mark = f", with a {SPURIOUS}" if SPURIOUS in names else ""
-    return f"a {texture} {colour} {shape} {_PLACES[background]}{mark}"
+    return f"a {texture} {colour} {shape} {PLACES[background]}{mark}"
