@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from concepts.preprocessing import Box
 from offline.exemplars import Excerpt
 from offline.subspaces.grouping import Group
 from offline.subspaces.probing import Probe
@@ -15,7 +16,7 @@ _ELEMENTS = 2**24
 
 
 def nearest_without(probe: Probe, groups: Sequence[Group], count: int, similarity: float) -> list[list[Excerpt]]:
-    """Return the counterfactuals of each group, most similar first; whole views.
+    """Return the counterfactuals of each group, most similar first; whole views, see ``cut_like``.
 
     A counterfactual is an image in which each feature of the group is below the mean of all entries, and whose other
     features have a cosine of at least ``similarity`` with those of the mean of the group's images.
@@ -42,6 +43,40 @@ def nearest_without(probe: Probe, groups: Sequence[Group], count: int, similarit
         for row, group in enumerate(some):
             found.append(_nearest(probe, group, products[:, row], count, similarity))
     return found
+
+
+def cut_like(
+    probe: Probe, without: Sequence[Sequence[Excerpt]], crops: Sequence[Sequence[Excerpt]]
+) -> list[list[Excerpt]]:
+    """Return counterfactuals cut at the places of their group's crops, these taken in turn.
+
+    A CLIP then compares what is of one size, and sees no more of one than of the other.
+
+    Parameters
+    ----------
+    probe
+        The images.
+    without
+        From ``nearest_without``.
+    crops
+        Of each group, at least one.
+    """
+    views = dict(zip(probe.keys, probe.boxes, strict=True))
+    return [
+        [
+            excerpt._replace(box=_moved(places[turn % len(places)], views, excerpt.box))
+            for turn, excerpt in enumerate(excerpts)
+        ]
+        for excerpts, places in zip(without, crops, strict=True)
+    ]
+
+
+def _moved(crop: Excerpt, views: Mapping[str, Box], to: Box) -> Box:
+    """Return where a crop's place in its own image's view lies in another view."""
+    own, box = views[crop.key], crop.box
+    x, y = (to.right - to.left) / (own.right - own.left), (to.bottom - to.top) / (own.bottom - own.top)
+    left, top = to.left + (box.left - own.left) * x, to.top + (box.top - own.top) * y
+    return Box(left, top, left + (box.right - box.left) * x, top + (box.bottom - box.top) * y)
 
 
 def _nearest(probe: Probe, group: Group, products: torch.Tensor, count: int, similarity: float) -> list[Excerpt]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from concepts.preprocessing import Box
 from offline import passes
 from offline.config import TrainingConfig
 from offline.exemplars import Excerpt, cut_out
+from offline.images import ImageFolder
 from offline.metrics.localisation import enlarge
 from offline.subspaces.grouping import Group
 from offline.subspaces.probing import Probe
@@ -117,6 +119,23 @@ class Crops:
                 features = [self._features[group] for group, _ in self._uses[image]]
                 maps = torch.stack([grid_map(positions, own, layout) for own in features])
                 yield image, enlarge(maps, (view.height, view.width)).cpu()
+
+
+def embed(folder: ImageFolder, chosen: Sequence[Sequence[Excerpt]], clip: Clip) -> list[Tensor]:
+    """Return what excerpts look like to a CLIP, of each group ``[n, D]``; each image is opened once."""
+    boxes: dict[str, set[Box]] = {}
+    for excerpt in chain.from_iterable(chosen):
+        boxes.setdefault(excerpt.key, set()).add(excerpt.box)
+    found: dict[tuple[str, Box], Tensor] = {}
+    for key, wanted in boxes.items():
+        picture, own = folder.open(key), sorted(wanted)
+        rows = clip.embed_pictures([cut_out(picture, box) for box in own])
+        found |= {(key, box): row for box, row in zip(own, rows, strict=True)}
+    nothing = torch.zeros(0, clip.width)
+    return [
+        torch.stack([found[excerpt.key, excerpt.box] for excerpt in excerpts]) if excerpts else nothing
+        for excerpts in chosen
+    ]
 
 
 def grid_map(positions: Tensor, features: Sequence[int], layout: Layout) -> Tensor:

@@ -46,7 +46,8 @@ class Judgement(Tally):
             "images": float(self.images),
             **known,
             "active_share": float(torch.cat(self.active).double().mean()),
-            "carried_share": float(torch.cat(self.carried).nanmean()),
+            # The median: where the layer as a whole says next to nothing, single shares are without bounds.
+            "carried_share": float(torch.cat(self.carried).nanquantile(0.5)),
             **self.use(),
         }
         return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,26 +22,34 @@ from offline.config import JudgingConfig
 from offline.encoders import open_encoder
 from offline.exemplars import Excerpt
 from offline.images import fingerprint
+from offline.naming.scores import Evidence
+from offline.naming.settings import NamingSettings
 from offline.progress import Reporter
 from offline.subspaces import judging
-from offline.subspaces.counterfactuals import nearest_without
-from offline.subspaces.crops import Crops, cohesion
+from offline.subspaces.counterfactuals import cut_like, nearest_without
+from offline.subspaces.crops import Crops, cohesion, embed
 from offline.subspaces.grouping import Group, Grouping, Limits, find, most_deviations
 from offline.subspaces.probing import Probe, probe
 from offline.task import Task, open_task
 from offline.trainers import Outcome, Trainer
+from offline.vocabulary import Vocabulary, open_vocabulary
 
 if TYPE_CHECKING:
     from concepts.clip import Clip
 
 
-class SubspaceConfig(JudgingConfig):
+class SubspaceConfig(JudgingConfig, NamingSettings):
     """All that decides a bank of groups of features."""
 
     name: str = Field("subspace", description="Name of the bank; model/layer/name is its reference.")
     clip: str = Field(
         description="CLIP that judges groups: a folder as open_clip saves them, or ARCHITECTURE@FILE; where the hub "
         "can be reached, also ARCHITECTURE@TAG.",
+    )
+    vocabulary: Path | None = Field(
+        None,
+        description="Folder of a vocabulary that was built with the CLIP, from which groups get names; without, "
+        "`whence-bank label` can name them later.",
     )
     classes: tuple[str, ...] = Field(
         (), description="Look at images alone that are predicted as these classes; all where none is named."
@@ -90,6 +99,8 @@ class Found:
     cohesions: list[float]
     excerpts: list[list[Excerpt]]
     """Of each group its crops, best first."""
+    embeddings: list[Tensor]
+    """What they look like to the CLIP, of each group ``[n, D]``."""
     tried: int
     """How many groups there were, and how many of these are interpretable."""
     interpretable: int
@@ -118,10 +129,12 @@ def train(repository: Repository, config: SubspaceConfig, report: Reporter) -> O
     task = open_task(repository, config, report)
     encoder = None if config.encoder is None else open_encoder(config.encoder, repository, task.model.device)
     clip = open_clip_model(config.clip, task.model.device)
+    vocabulary = None if config.vocabulary is None else open_vocabulary(config.vocabulary, clip)
     seen = probe(task, config.probe_images)
     threshold = seen.threshold(config.deviations)
     found = _interpretable(task, clip, seen, _groups(seen, threshold, config))
     without = nearest_without(seen, found.groups, config.counterfactuals, config.counterfactual_similarity)
+    without = cut_like(seen, without, found.excerpts)
     tensors = found.tensors(threshold)
     codec = load_codec("subspace", tensors, [None] * len(found.groups)).to(task.model.device)
     measured = judging.measure(task, encoder, codec, len(found.groups))
@@ -148,6 +161,10 @@ def train(repository: Repository, config: SubspaceConfig, report: Reporter) -> O
         data_fingerprint=fingerprint(dict(zip(seen.keys, seen.digests, strict=True))),
         preprocessing=spec.preprocessing.to_json(),
     )
+    if vocabulary is not None:
+        bank = _named(task, clip, vocabulary, bank, found, without)
+        if clip.portable:  # texts are compared with what it saw
+            repository.publish_clip(clip.files)
     bank = repository.publish(bank, shown.pictures | contrasted.pictures)
     report("publishing", 1, 1)
     return Outcome((bank,), skipped_images=task.skipped_images)
@@ -195,9 +212,29 @@ def _interpretable(task: Task[SubspaceConfig], clip: Clip, seen: Probe, groups: 
         [groups[number] for number in kept],
         [cohesions[number] for number in kept],
         [crops.excerpts[number] for number in kept],
+        [crops.embeddings[number] for number in kept],
         len(groups),
         sum(value > config.cohesion for value in cohesions),
     )
+
+
+def _named(
+    task: Task[SubspaceConfig],
+    clip: Clip,
+    vocabulary: Vocabulary,
+    bank: Bank,
+    found: Found,
+    without: Sequence[Sequence[Excerpt]],
+) -> Bank:
+    """Return the bank with names, from all crops of its groups and from their counterfactuals."""
+    from offline.naming.naming import labelled, name_concepts  # imports the CLIP, as above
+
+    evidence = [
+        Evidence(crops, embedded)
+        for crops, embedded in zip(found.embeddings, embed(task.training, without, clip), strict=True)
+    ]
+    names = name_concepts(clip, vocabulary, evidence, task.config, task.report)
+    return labelled(bank, names, clip, vocabulary, task.config.naming_record())
 
 
 def _concepts(

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from concepts.preprocessing import Box
+from offline.exemplars import Excerpt
 from offline.subspaces import counterfactuals
-from offline.subspaces.counterfactuals import nearest_without
+from offline.subspaces.counterfactuals import cut_like, nearest_without
 from offline.subspaces.grouping import Limits, find
 from offline.subspaces.probing import Probe
 
@@ -56,3 +57,17 @@ def test_a_group_that_nothing_is_like_has_none(seen: Probe) -> None:
     groups = find(seen.highly_active(seen.threshold(1.0)), "itemsets", Limits(5, 3, 4))
     assert nearest_without(seen, groups, 6, 1.0) == [[], [], []]
     assert nearest_without(seen, groups, 0, 0.3) == [[], [], []]
+
+
+def test_counterfactuals_are_cut_where_the_crops_are_in_their_views(seen: Probe) -> None:
+    crops = [Excerpt("10.png", Box(5, 2, 10, 4), 1.0), Excerpt("30.png", Box(0, 0, 40, 10), 0.5)]
+    without = [Excerpt(f"{image}.png", seen.boxes[image], 0.0) for image in (50, 60, 70)]
+    (cut,) = cut_like(seen, [without], [crops])
+    assert [excerpt.key for excerpt in cut] == ["50.png", "60.png", "70.png"]
+    expected = [
+        Box(15, 2, 30, 4),
+        Box(0, 0, 70, 10),
+        Box(20, 2, 40, 4),
+    ]  # views are 60, 70 and 80 wide, 20 and 40 before
+    assert [tuple(excerpt.box) for excerpt in cut] == [pytest.approx(tuple(box)) for box in expected]
+    assert cut_like(seen, [[]], [crops]) == [[]]
