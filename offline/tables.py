@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from concepts.bank import Bank
+from concepts.bank import Bank, Concept
 from concepts.cut import CutLayer
 from concepts.model import ModelSpec
 from concepts.preprocessing import Preprocessing
@@ -55,6 +55,7 @@ _BANK_COLUMNS = (
 _PLANE_COLUMNS = ("plane_accuracy", "plane_accuracy_min", "image_accuracy", "plane_margin", "swap_rate", "swap_shift")
 _NAME_WIDTH = 20
 _CONCEPTS_SHOWN = 50
+_WORDS_SHOWN = 4
 _COUNTS = {"images", *_OF_TRAINING}
 
 
@@ -337,8 +338,28 @@ def concepts(bank: Bank, class_names: tuple[str, ...]) -> Table:
         owned = [concept.class_index, concept.other_index][: len(owners)]
         classes = ["" if index is None else escape(class_names[index]) for index in owned]
         numbers = [_number(concept.statistics.get(name)) for name in names]
-        table.add_row(str(concept.id), *classes, escape(concept.label), *numbers, str(len(concept.exemplars)))
+        table.add_row(str(concept.id), *classes, _label(concept), *numbers, str(len(concept.exemplars)))
     return table
+
+
+def named(bank: Bank) -> Table:
+    """Return what naming found: one row a concept, surest labels first."""
+    found = [(concept, concept.naming) for concept in bank.all_concepts if concept.naming is not None]
+    weak = sum(naming.weak for _, naming in found)
+    note = f"{bank.reference}@{bank.digest[:12]}: {len(found):,} of {len(bank.all_concepts):,} concepts are named"
+    note += f", {weak:,} weakly" if weak else ""
+    if len(found) > _CONCEPTS_SHOWN:
+        note += f"; the {_CONCEPTS_SHOWN} surest are shown"
+    table = Table("id", "label", "score", "words", "phrases", "counterfactuals", caption=note, caption_justify="left")
+    for concept, naming in sorted(found, key=lambda one: (one[1].weak, -one[1].score))[:_CONCEPTS_SHOWN]:
+        said = [escape(", ".join(word.text for word in kind[:_WORDS_SHOWN])) for kind in (naming.words, naming.phrases)]
+        table.add_row(str(concept.id), _label(concept), _number(naming.score), *said, str(naming.counterfactuals))
+    return table
+
+
+def _label(concept: Concept) -> str:
+    """Return a concept's label; one that is weak as a question, as the SDK shows it."""
+    return escape(f"{concept.label}?" if concept.weak else concept.label)
 
 
 def _title(name: str) -> str:

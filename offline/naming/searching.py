@@ -116,7 +116,7 @@ class Search:
         return boxes
 
     def _look(self, bank: Bank, codec: Codec, boxes: dict[str, set[Box]]) -> tuple[Seen, Tensor]:
-        """Run the model over probes and the images of exemplars; return how much of each concept is in each probe, too."""
+        """Run the model over probes and the images of exemplars; return how much of each concept is in a probe, too."""
         settings, cut, count = self.settings, self.model.cut(bank.layer), len(bank.concepts)
         probes = frozenset(shuffled(self.folder.keys, settings.seed)[: settings.probe_images])
         seen = Seen(WindowGrid(cut.layout, self.model.spec.preprocessing, self._side(boxes)))

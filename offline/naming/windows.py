@@ -58,8 +58,8 @@ class WindowGrid:
         height, width = view.bottom - view.top, view.right - view.left
         top, bottom = _span((box.top - view.top) / height, (box.bottom - view.top) / height, rows)
         left, right = _span((box.left - view.left) / width, (box.right - view.left) / width, columns)
-        inside: Tensor = self._grid(positions.unsqueeze(0))[0, :, top:bottom, left:right]
-        return inside.mean((1, 2))
+        inside: Tensor = self._grid(positions.unsqueeze(0))[0, :, top:bottom, left:right].mean((1, 2))
+        return inside
 
     def box(self, window: int, view: Box) -> Box:
         """Return where a window lies in its image, in that image's pixels."""
@@ -70,6 +70,7 @@ class WindowGrid:
         return Box(left, top, left + width * x, top + height * y)
 
     def _grid(self, positions: Tensor) -> Tensor:
+        """Return activations by place, ``[B, P, C]`` to ``[B, C, rows, columns]``."""
         return positions[:, self.layout.tokens :].unflatten(1, self.layout.grid).permute(0, 3, 1, 2)
 
 
