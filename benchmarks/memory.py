@@ -86,12 +86,13 @@ def train_epoch(path: Path) -> None:
 def peak_over_baseline(work: Callable[[], None]) -> int:
     """Return by how many bytes the resident memory rose above what it was, at most, while work was done."""
     Path("/proc/self/clear_refs").write_text("5")  # begin a new peak
-    before = _status("VmRSS")
+    before = status("VmRSS")
     work()
-    return max(0, _status("VmHWM") - before)
+    return max(0, status("VmHWM") - before)
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """Return what the system says of this process's memory, in bytes."""
     found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     if found is None:
         raise RuntimeError(f"this system does not tell {name}")

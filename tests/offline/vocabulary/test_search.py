@@ -47,14 +47,15 @@ def test_it_finds_what_a_search_of_all_finds(width, count, k, block):
 
 
 def test_products_that_float32_cannot_tell_apart_are_ranked():
-    """Rows so near to each other that rounding alone decides their order in float32."""
+    """Rows whose products differ by less than their rounding in float32, so that its own order is another one."""
     random = np.random.default_rng(2)
-    centre = unit(random.standard_normal((1, 512)))
-    rows = unit(centre + 1e-4 * random.standard_normal((3000, 512))).astype(np.float16)
-    queries = as_queries(centre + 1e-4 * random.standard_normal((40, 512)))
+    rows = np.tile(unit(random.standard_normal((1, 512))).astype(np.float16), (3000, 1))
+    rows[:, 64:] = random.integers(-1, 2, (3000, 448)) * (random.random((3000, 448)) < 0.1) * 2.0**-24
+    rows[:, :64] /= np.linalg.norm(rows[0].astype(float))
+    queries = as_queries(random.standard_normal((40, 512)))
     products = (queries @ torch.from_numpy(rows).float().T).double().numpy()
     _, wanted = brute_force(rows, queries, 5)
-    assert (np.argsort(-products, axis=1, kind="stable")[:, :5] != wanted).any()
+    assert (np.sort(np.argsort(-products, axis=1)[:, :5]) != np.sort(wanted)).any(1).mean() > 0.5
     for block in (64, 1000, 4096):
         assert searched(rows, queries, 5, block).captions.tolist() == wanted.tolist()
 
