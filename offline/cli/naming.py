@@ -24,24 +24,27 @@ from offline.options import option_of
 
 app = typer.Typer()
 
-Reference = Annotated[str, typer.Argument(help="model/layer/name, or model/layer/name@digest.")]
+_REFERENCE = "model/layer/name, or model/layer/name@digest."
+Reference = Annotated[str, typer.Argument(help=_REFERENCE)]
+References = Annotated[list[str], typer.Argument(metavar="BANK...", help=_REFERENCE)]
 
 
 def _add_label() -> None:
     """Make the command whose options are the fields of the configuration."""
     fields = {name: option_of(name, info) for name, info in LabelConfig.model_fields.items()}
 
-    def command(bank: str, repository: str, trust: list[str] | None, **values: Any) -> None:
+    def command(banks: list[str], repository: str, trust: list[str] | None, **values: Any) -> None:
         with plain_errors():
             config = LabelConfig(**{name: fields[name].read(value) for name, value in values.items()})
-            with Bars() as bars:
-                done = label(open_repository(repository, trust), bank, config, bars)
-            print_table(tables.named(done.bank))
-            tell_skipped(done.skipped_images)
+            for bank in banks:
+                with Bars() as bars:
+                    done = label(open_repository(repository, trust), bank, config, bars)
+                print_table(tables.named(done.bank))
+                tell_skipped(done.skipped_images)
 
-    own = {"bank": (Reference, REQUIRED), "repository": (Root, REQUIRED), "trust": (Trust, None)}
+    own = {"banks": (References, REQUIRED), "repository": (Root, REQUIRED), "trust": (Trust, None)}
     take(command, own, fields)
-    app.command("label", help="Name a bank's concepts by a CLIP, and serve that as a new version.")(command)
+    app.command("label", help="Name the concepts of banks by a CLIP, and serve that as new versions.")(command)
 
 
 _add_label()

@@ -47,6 +47,12 @@ class _Looked:
     counterfactuals: Tensor
     """``[m, N]``."""
 
+    @property
+    def shown(self) -> list[str]:
+        """Those that are near an exemplar: what is near counterfactuals alone cannot name the concept."""
+        near = self.exemplars.isfinite().any(0).tolist()
+        return [caption for caption, there in zip(self.captions, near, strict=True) if there]
+
 
 def name_concepts(
     clip: Clip, vocabulary: Vocabulary, evidence: Sequence[Evidence], settings: NamingSettings, report: Reporter
@@ -79,7 +85,7 @@ def name_concepts(
     for first in range(0, len(known), _CONCEPTS):
         some = known[first : first + _CONCEPTS]
         looked = _look_up(vocabulary, [evidence[concept] for concept in some], settings)
-        found = [words.candidates(own.captions) for own in looked]
+        found = [words.candidates(own.shown) for own in looked]
         texts.add(text for candidates in found for kind in candidates for text in kind)
         for concept, own, candidates in zip(some, looked, found, strict=True):
             embeddings[concept] = functional.normalize(scores.direction(evidence[concept], background), dim=0).float()

@@ -71,7 +71,8 @@ class WindowGrid:
 
     def _grid(self, positions: Tensor) -> Tensor:
         """Return activations by place, ``[B, P, C]`` to ``[B, C, rows, columns]``."""
-        return positions[:, self.layout.tokens :].unflatten(1, self.layout.grid).permute(0, 3, 1, 2)
+        placed: Tensor = positions[:, self.layout.tokens :].unflatten(1, self.layout.grid)
+        return placed.permute(0, 3, 1, 2)
 
 
 @dataclass

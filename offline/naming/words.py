@@ -8,6 +8,7 @@ RAKE). Words of one lemma are one candidate, shown as the captions have it most 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import simplemma
 LONGEST_PHRASE = 3
 """Words of the longest phrases."""
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|[^\s\w]+|[\d_]+")
+_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|[^\s\w]+|[\d_]+")
 _SHORTEST = 2
 
 CLOSED = frozenset(
@@ -67,8 +68,9 @@ def candidates(captions: Iterable[str]) -> Candidates:
 def runs(caption: str) -> Iterator[list[str]]:
     """Yield the runs of words that say something, in lower case; closed classes, numbers and punctuation part them."""
     run: list[str] = []
-    for token in _WORD.findall(caption.lower()):
-        if token[0].isalpha() and len(token) >= _SHORTEST and token not in CLOSED:
+    text = unicodedata.normalize("NFC", caption.lower()).replace("’", "'")
+    for token in _WORD.findall(text):
+        if token[0].isalpha() and len(token) >= _SHORTEST and not _is_closed(token):
             run.append(token)
         elif run:
             yield run
@@ -80,6 +82,11 @@ def runs(caption: str) -> Iterator[list[str]]:
 def lemma(word: str) -> str:
     """Return the dictionary form of an English word; the word itself where it is not known."""
     return simplemma.lemmatize(word, lang="en").lower()
+
+
+def _is_closed(token: str) -> bool:
+    """Whether a word says nothing, be it drawn together with another: it's, they're."""
+    return token in CLOSED or token.partition("'")[0] in CLOSED
 
 
 def _forms(found: dict[str, Counter[str]]) -> list[str]:

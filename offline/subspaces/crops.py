@@ -1,4 +1,4 @@
-"""Where groups of features are in the images that excite them most, and how much alike these places look to a CLIP."""
+"""Where groups of features are in their images, and how much alike these places look to a CLIP."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _AT_ONCE = 256
 
 
 class Crops:
-    """The crops of each group: those of the images that excite it most, best first.
+    """The crops of each group, best first: of any of its images, as the strongest may share what it does not mean.
 
     Parameters
     ----------
     probe
-        The images.
+        The images, in an order that says nothing about them: the first ones of each group are taken.
     groups
         Of these.
     most
@@ -52,9 +52,9 @@ class Crops:
         self._uses: dict[int, list[tuple[int, int]]] = {}
         """Of each image, the groups that it is shown for, and in which place."""
         for number, group in enumerate(groups):
-            images = torch.from_numpy(group.images)
+            images = torch.from_numpy(group.images[:most])
             strengths = probe.strengths(images, torch.tensor(group.features))
-            order = strengths.argsort(descending=True, stable=True)[:most]
+            order = strengths.argsort(descending=True, stable=True)
             self.excerpts.append(
                 [
                     Excerpt(probe.keys[image], probe.boxes[image], strength)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -53,6 +53,31 @@ def find(high: csr_array, grouping: Grouping, limits: Limits) -> list[Group]:
         Which of them are kept.
     """
     return exact(high, limits) if grouping == "exact" else itemsets(high, limits)
+
+
+def distinct(groups: Sequence[Group], overlap: float) -> list[int]:
+    """Return the groups that are left without near repetitions, by their places.
+
+    Parameters
+    ----------
+    groups
+        Those of most images first.
+    overlap
+        Largest share of the images of both groups together that two may have in common (their Jaccard index); of two
+        with more, the first stays.
+    """
+    if not groups:
+        return []
+    columns = np.concatenate([group.images for group in groups])
+    ends = np.cumsum([0, *(len(group.images) for group in groups)])
+    members = csr_array((np.ones(len(columns), np.int32), columns, ends))
+    common, sizes = (members @ members.T).toarray(), np.diff(ends)
+    shares = common / (sizes[:, None] + sizes - common)
+    kept: list[int] = []
+    for place in range(len(groups)):
+        if not kept or shares[place, kept].max() <= overlap:
+            kept.append(place)
+    return kept
 
 
 def exact(high: csr_array, limits: Limits) -> list[Group]:

@@ -28,7 +28,7 @@ from offline.progress import Reporter
 from offline.subspaces import judging
 from offline.subspaces.counterfactuals import cut_like, nearest_without
 from offline.subspaces.crops import Crops, cohesion, embed
-from offline.subspaces.grouping import Group, Grouping, Limits, find, most_deviations
+from offline.subspaces.grouping import Group, Grouping, Limits, distinct, find, most_deviations
 from offline.subspaces.probing import Probe, probe
 from offline.task import Task, open_task
 from offline.trainers import Outcome, Trainer
@@ -72,6 +72,13 @@ class SubspaceConfig(JudgingConfig, NamingSettings):
     )
     cohesion: float = Field(
         0.8, ge=-1, le=1, description="Mean cosine of a group's crops to the CLIP above which it is interpretable."
+    )
+    overlap: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of their images that two groups may have in common; of those with more the larger is kept. "
+        "1: keep all.",
     )
     keep: Literal["interpretable", "all"] = Field("interpretable", description="Groups to keep: interpretable or all.")
     counterfactuals: int = Field(10, ge=0, description="Most counterfactuals of a group.")
@@ -195,7 +202,7 @@ def _groups(seen: Probe, threshold: float, config: SubspaceConfig) -> list[Group
 
 
 def _interpretable(task: Task[SubspaceConfig], clip: Clip, seen: Probe, groups: Sequence[Group]) -> Found:
-    """Cut out where groups are, and return those whose crops look alike to the CLIP, or all where that is wanted."""
+    """Cut out where groups are; return those whose crops look alike to the CLIP, or all, without near repetitions."""
     config = task.config
     crops = Crops(seen, groups, config.crops)
     crops.cut(task, clip, config.crop_threshold)
@@ -208,6 +215,7 @@ def _interpretable(task: Task[SubspaceConfig], clip: Clip, seen: Probe, groups: 
             "take another --clip",
             layer=config.layer,
         )
+    kept = [kept[place] for place in distinct([groups[number] for number in kept], config.overlap)]
     return Found(
         [groups[number] for number in kept],
         [cohesions[number] for number in kept],
