@@ -184,7 +184,7 @@ def from_files(manifest: bytes, digest: str, read: Callable[[str], bytes], devic
                 raise CorruptData(f"{name} of the CLIP is not what was stored", file=name)
         module = _build(stored["model_cfg"])
         module.load_state_dict(safetensors.torch.load(contents[WEIGHTS]))
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise CorruptData(f"the files of the CLIP do not have the form of schema {_SCHEMA}") from error
     return _clip(
         digest[:12], stored["model_cfg"], stored["preprocess_cfg"], module, contents.get(MERGES), torch.device(device)
@@ -194,7 +194,7 @@ def from_files(manifest: bytes, digest: str, read: Callable[[str], bytes], devic
 def _from_folder(folder: Path, device: torch.device) -> Clip:
     try:
         stored = json.loads((folder / _CONFIG).read_text())
-        config, view = stored["model_cfg"], stored.get("preprocess_cfg", {})
+        config, view = stored["model_cfg"], dict(stored.get("preprocess_cfg") or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{folder.name} is not a CLIP: it must hold {_CONFIG} with a model_cfg") from error
     weights = next((folder / name for name in _CHECKPOINTS if (folder / name).is_file()), None)
@@ -242,18 +242,28 @@ def _clip(
     merges: bytes | None,
     device: torch.device,
 ) -> Clip:
-    known = asdict(PreprocessCfg())
-    strange = view.keys() - known.keys()
-    if strange:
-        raise InvalidInput(f"the preprocessing of CLIP {name!r} has the unknown key {min(strange)!r}")
-    size = getattr(module.visual, "image_size", None) or view.get("size") or known["size"]
-    described = json.loads(json.dumps({**known, **view, "size": size}))
+    described = _preprocessing(name, view, getattr(module.visual, "image_size", None))
     module = module.eval().requires_grad_(False).to(device)
     return Clip(name, config, described, module, _tokenizer(name, config, merges), merges, device)
 
 
+def _preprocessing(name: str, view: Mapping[str, Any], size: Any) -> dict[str, Any]:
+    """Return the whole of a preprocessing configuration, for what the network takes, once a picture went through it."""
+    known = asdict(PreprocessCfg())
+    strange = view.keys() - known.keys()
+    if strange:
+        raise InvalidInput(f"the preprocessing of CLIP {name!r} has the unknown key {min(strange)!r}")
+    whole = {**known, **view, "size": size or view.get("size") or known["size"]}
+    described: dict[str, Any] = json.loads(json.dumps(whole))
+    try:
+        image_transform_v2(PreprocessCfg(**described), is_train=False)(Image.new("RGB", (2, 2)))
+    except Exception as error:  # whatever a strange configuration makes open_clip raise
+        raise InvalidInput(f"the preprocess_cfg of CLIP {name!r} is not one that open_clip knows") from error
+    return described
+
+
 def _is_portable(config: Mapping[str, Any]) -> bool:
-    text, timm = config["text_cfg"], config["vision_cfg"].get("timm_model_name", "")
+    text, timm = config["text_cfg"], config["vision_cfg"].get("timm_model_name") or ""
     return not {"hf_tokenizer_name", "hf_model_name"} & text.keys() and ":" not in timm
 
 
@@ -286,7 +296,10 @@ def _tokenizer(name: str, config: Mapping[str, Any], merges: bytes | None) -> Ca
         with tempfile.NamedTemporaryFile(suffix=".gz") as file:
             file.write(merges)
             file.flush()
-            tokenizer = SimpleTokenizer(file.name, context_length=length)
+            try:
+                tokenizer = SimpleTokenizer(file.name, context_length=length)
+            except Exception as error:  # whatever bytes that are no merges make open_clip raise
+                raise InvalidInput(f"{MERGES} of CLIP {name!r} does not hold the merges of a tokenizer") from error
     return tokenizer
 
 

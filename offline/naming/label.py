@@ -74,6 +74,8 @@ def label(repository: Repository, reference: str, config: LabelConfig, report: R
 
     version = repository.resolve(reference)
     bank = repository.load(version)
+    if not any(concept.exemplars for concept in bank.all_concepts):
+        raise InvalidInput(f"bank {bank.reference} has no exemplars to name concepts by: train it with --exemplars")
     device = devices.choose(config.device)
     clip = open_clip_model(config.clip, device)
     vocabulary = open_vocabulary(config.vocabulary, clip)

@@ -121,13 +121,16 @@ def labelled(bank: Bank, names: Names, clip: Clip, vocabulary: Vocabulary, recor
 
 def _with_names(concepts: Sequence[Concept], namings: Sequence[Naming | None]) -> tuple[Concept, ...]:
     return tuple(
-        replace(
-            concept,
-            naming=naming,
-            label=concept.label if concept.named_by_person or naming is None else naming.label,
-        )
+        replace(concept, naming=naming, label=_label(concept, naming))
         for concept, naming in zip(concepts, namings, strict=True)
     )
+
+
+def _label(concept: Concept, naming: Naming | None) -> str:
+    """Return what a concept is called once its naming is replaced: an earlier one's label does not outlive it."""
+    if concept.named_by_person or (naming is None and concept.naming is None):
+        return concept.label
+    return "" if naming is None else naming.label
 
 
 class _Texts:
