@@ -35,8 +35,8 @@ from concepts.model import ModelSpec
 PREDICTIONS = 5
 """How many classes an explanation lists."""
 
-UNSAID = "what concepts share counts for each of them, and what none carries is in the completeness residual"
-"""Of the sum of contributions, where concepts do not reconstruct."""
+PARTIAL = "concepts are parts of the activation, which may overlap and leave some out: they do not add up to it"
+"""Of banks that do not reconstruct."""
 
 UNTIMED = StageTimes(0.0, 0.0, 0.0, 0.0, 0)
 """Of an explanation whose batch is still being timed."""
@@ -222,7 +222,7 @@ def _report(
     explained, constant = float(found.explained[row, target]), float(found.constant[row])
     exactness, reason = exactness_of(found.head_form, estimator)
     if found.relative_error is None:
-        reason += f"; {UNSAID}"
+        exactness, reason = "first_order", f"{reason}; {PARTIAL}"
 
     def at(values: Tensor | None) -> float | None:
         return None if values is None else float(values[row])

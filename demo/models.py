@@ -17,6 +17,8 @@ from concepts.preprocessing import Preprocessing
 from demo.attributes import CLASS_NAMES
 
 WEIGHTS = Path(__file__).parent / "weights"
+CLIP = WEIGHTS / "clip"
+"""The CLIP that was trained on the world's captions; see `demo.train_clip`."""
 _CENTRED = Preprocessing(64, 64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 

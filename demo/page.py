@@ -34,6 +34,10 @@ METRICS = {
     "mean.image_accuracy": "held-out images on their class's side, in the mean of all positions",
     "mean.swap_rate": "held-out images that a shift turns into the other class",
     "mean.swap_shift": "… at, mean activation norms (median)",
+    "mean.cohesion": "mean cosine of a group's crops, to the CLIP",
+    "mean.interpretable_share": "groups that are interpretable",
+    "mean.active_share": "images in which a group is active",
+    "mean.carried_share": "share of ⟨∂y/∂a, a⟩ that active groups carry (median)",
     "parts.attributes.auroc": "AUROC of a concept's best part for what the concept mixes",
     "parts.attributes.auroc_concept": "… of the concept itself",
     "parts.attributes.auroc_random": "… of the best of as many random directions",
@@ -72,6 +76,7 @@ def write_page(
     banks: Sequence[whence.Bank],
     shown: Sequence[Shown],
     contrasted: Sequence[Contrasted],
+    searched: Sequence[whence.SearchResults],
     refusals: Mapping[str, str],
 ) -> Path:
     """Write ``index.html`` and return its path."""
@@ -80,7 +85,7 @@ def write_page(
     tables = {bank.reference: _metrics(bank) for bank in banks}
     page = out / "index.html"
     html = environment.get_template("page.html").render(
-        banks=banks, tables=tables, shown=shown, contrasted=contrasted, refusals=refusals
+        banks=banks, tables=tables, shown=shown, contrasted=contrasted, searched=searched, refusals=refusals
     )
     page.write_text(html, encoding="utf-8")
     return page

@@ -20,8 +20,9 @@ import whence
 from concepts.model import ModelSpec
 from concepts.repository import Repository
 from demo.attributes import CLASS_NAMES
+from demo.captions import captions
 from demo.folder import write_folder
-from demo.models import MODELS
+from demo.models import CLIP, MODELS
 from demo.onnx_classifier import keras_style
 from demo.page import Contrasted, Shown, write_page
 from demo.serving import serving
@@ -40,6 +41,12 @@ SPLIT = ("night-ring", "sand-striped")
 
 CONTRASTED = (("bricks-triangle", "bricks-cross"), ("night-ring", "night-disc"), ("waves-red", "waves-blue"))
 """Pairs of classes of which the demo asks why the first and not the second."""
+
+SEARCHED = ("sticker", "striped", "a red disc")
+"""What the demo looks for among all concepts."""
+
+FOUND = 6
+"""Concepts that a search shows."""
 
 REFUSED = 2
 """Exit code of ``whence-bank`` for what is the user's to mend."""
@@ -63,6 +70,7 @@ def main() -> None:
     training = write_folder(out / "images", "train", arguments.training_images)
     held_out = write_folder(out / "images", "heldout", arguments.held_out_images)
     (out / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))
+    (out / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions()))
     (out / "classifier.onnx").write_bytes(keras_style(MODELS["cnn"].load()))  # for the README's user to add
     repository = out / "repository"
     publish_models(repository)
@@ -70,12 +78,17 @@ def main() -> None:
     train_parts(training, held_out, repository)
     train_sae(training, held_out, repository)
     train_contrast(training, held_out, repository)
+    build_vocabulary(out)
+    train_subspace(training, held_out, repository, out)
+    label(training, repository, out)
     audit(held_out, repository, out)
     _say("Starting the service …")
     with serving(repository, log=out / "server.log") as server, whence.Client(server.address) as client:
         shown = explain(client, held_out, out) + explain_parts(client, held_out, out)
         contrasted = contrast(client, held_out, out)
-        page = write_page(out, client.banks(), shown, contrasted, {name: why for name, why in refusals.items() if why})
+        searched = [client.search(text, limit=FOUND, max_exemplars=6) for text in SEARCHED]
+        refused = {name: why for name, why in refusals.items() if why}
+        page = write_page(out, client.banks(), shown, contrasted, searched, refused)
     _say(f"Done in {time.monotonic() - start:.0f} s. Open {page} in a browser; the pictures lie beside it.")
 
 
@@ -132,7 +145,7 @@ def train_sae(training: Path, held_out: Path, repository: Path) -> None:
     layer = MODELS["bcos"].layers[0]
     shared = ["--model", "bcos", "--layer", layer, "--repository", str(repository), "--images", str(training)]
     shared += ["--held-out", str(held_out), "--encoder", "cnn/stage2", "--truth-images", "100"]
-    shared += ["--exemplars", "6", "--exemplar-images", "400"]
+    shared += ["--exemplars", "12", "--exemplar-images", "700"]
     for trainer, options in (("sae", ["--sizes", "128/4", "--epochs", "8"]), ("channels", [])):
         _say(f"Learning concepts of bcos at {layer} ({trainer}) …")
         subprocess.run([str(_BIN / "whence-bank"), "train", trainer, *shared, *options], check=True)  # noqa: S603
@@ -152,6 +165,35 @@ def audit(held_out: Path, repository: Path, out: Path) -> None:
     _say("Looking for spurious features of cnn …")
     command = ["contrast", "audit", f"cnn/{MODELS['cnn'].layers[0]}/contrast", "--repository", str(repository)]
     command += ["--images", str(held_out), "--images-per-pair", "10", "--out", str(out / "audit")]
+    subprocess.run([str(_BIN / "whence-bank"), *command], check=True)  # noqa: S603
+
+
+def build_vocabulary(out: Path) -> None:
+    """Embed the world's captions with the demo's CLIP."""
+    _say("Building a vocabulary of captions …")
+    command = ["vocabulary", "build", str(out / "captions.txt"), "--clip", str(CLIP)]
+    subprocess.run([str(_BIN / "whence-bank"), *command], check=True)  # noqa: S603
+
+
+def train_subspace(training: Path, held_out: Path, repository: Path, out: Path) -> None:
+    """Find groups of features of the convolutional model that mean something together, and name them."""
+    layer = MODELS["cnn"].layers[0]
+    _say(f"Looking for groups of features of cnn at {layer} …")
+    command = ["train", "subspace", "--model", "cnn", "--layer", layer, "--repository", str(repository)]
+    command += ["--images", str(training), "--held-out", str(held_out), "--truth-images", "100"]
+    command += ["--clip", str(CLIP), "--vocabulary", str(out / "captions.vocabulary")]
+    # A small layer has no features as far out as those of large networks, for which the defaults were published.
+    command += ["--deviations", "1.5", "--cohesion", "0.6", "--max-groups", "300"]
+    subprocess.run([str(_BIN / "whence-bank"), *command], check=True)  # noqa: S603
+
+
+def label(training: Path, repository: Path, out: Path) -> None:
+    """Name the concepts of all other banks but the channels."""
+    banks = [version.reference for version in Repository(repository).banks()]
+    named = [bank for bank in banks if not bank.endswith(("/channels", "/subspace"))]
+    _say(f"Naming the concepts of {', '.join(named)} …")
+    command = ["label", *named, "--clip", str(CLIP), "--vocabulary", str(out / "captions.vocabulary")]
+    command += ["--images", str(training), "--probe-images", "700", "--repository", str(repository)]
     subprocess.run([str(_BIN / "whence-bank"), *command], check=True)  # noqa: S603
 
 
