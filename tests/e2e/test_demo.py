@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import whence
 from concepts.repository import Repository
 from demo.serving import serving
 from tests.e2e.conftest import ROOT
@@ -55,19 +56,21 @@ def test_the_demo_shows_pictures_and_a_page(clone: Path) -> None:
     demo = clone / "out" / "demo"
     page = (demo / "index.html").read_text()
     pictures = set(re.findall(r'src="([^"]+\.png)"', page))
-    assert len(pictures) == 31
+    assert len(pictures) == 37
     for name in pictures:
         with Image.open(demo / name) as picture:
             assert min(picture.size) > 400
     assert page.count("data:image/webp") > 100
-    assert page.count("top-1 agreement") == page.count("best-match AUROC") == 5
+    assert page.count("top-1 agreement") == 5  # groups of features do not reconstruct
+    assert page.count("best-match AUROC") == 6
+    assert "Found by words" in page
     assert "40 parts at stage1" in page
     assert "can be negative" in page  # why there is no NMF bank of the B-cos model
     assert "why bricks-triangle and not bricks-cross?" in page
     assert (demo / "audit" / "report.html").stat().st_size > 10_000
     banks = [version.reference for version in Repository(demo / "repository").banks()]
     learned = ["bcos/stage3/channels", "bcos/stage3/sae", "cnn/stage3/contrast", "cnn/stage3/craft", "cnn/stage3/parts"]
-    learned += ["vit/encoder.layers.relu/craft"]
+    learned += ["cnn/stage3/subspace", "vit/encoder.layers.relu/craft"]
     assert banks == learned
 
 
@@ -80,6 +83,22 @@ def test_the_demo_leaves_nothing_running(clone: Path) -> None:
             if mark in (process / "environ").read_bytes().split(b"\0"):
                 left.append((process / "cmdline").read_text())
     assert left == []
+
+
+def test_concepts_are_explained_and_found_by_words(clone: Path, address: str) -> None:
+    images = sorted((clone / "out" / "demo" / "images" / "heldout").glob("night-*/*.png"))
+    with whence.Client(address) as client:
+        found = client.search("sticker", limit=3)
+        assert [one.concept.label for one in found] == ["sticker"] * 3
+        assert [bank.reference for bank in found.unsearched] == ["bcos/stage3/channels"]
+        best = client.concept(found[0].bank, found[0].concept.id)
+        assert best.naming is not None
+        assert best.naming.words[0].text == "sticker"
+        assert best.counterfactuals
+        groups = [concept for image in images for concept in client.explain(image, bank="cnn/stage3/subspace").concepts]
+    assert groups
+    assert all(group.label == group.words[0] for group in groups)
+    assert "night" in {group.label for group in groups}
 
 
 def test_the_python_of_the_readme_runs(
@@ -100,7 +119,7 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [line for line in lines if line.startswith(".venv/bin/") and "whence-serve" not in line]
-    assert len(commands) == 16
+    assert len(commands) == 21
     for line in commands:
         done = subprocess.run(
             shlex.split(line),
