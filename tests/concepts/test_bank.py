@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from concepts import bank as bank_files
-from concepts.bank import Bank, Concept, Exemplar, freeze, read_manifest, thaw
+from concepts.bank import Bank, Concept, Exemplar, Naming, Word, freeze, read_manifest, thaw
 from concepts.errors import CorruptData, InvalidInput, UnknownConcept
 from concepts.preprocessing import Box
 
@@ -65,6 +65,27 @@ def with_parts(bank: Bank) -> Bank:
     return bank.with_parts("nmf", "layer2", 5, parts, {"dictionary": torch.ones(3, 5)})
 
 
+def named(bank: Bank) -> Bank:
+    """Give the concepts names and the first one a counterfactual; the second is named by a person, the last by none."""
+    naming = Naming("stripe", 0.75, False, (Word("stripe", 3.5), Word("zèbre", 0.25)), (Word("red stripe", 2.0),), 1)
+    without = Exemplar("exemplars/0-without.webp", "train/c.jpg", Box(0.0, 0.0, 8.0, 8.0), 0.0)
+    first, second, third, last = bank.concepts
+    concepts = (
+        replace(first, label="stripe", naming=naming, counterfactuals=(without,)),
+        replace(second, label="mine", named_by_person=True, naming=replace(naming, weak=True)),
+        replace(third, label="stripe", naming=replace(naming, weak=True, words=(), phrases=(), counterfactuals=0)),
+        last,
+    )
+    whole = replace(bank, concepts=concepts, labelling={"clip": {"name": "tiny", "digest": "a" * 64}, "settings": {}})
+    embeddings = torch.randn(len(bank.all_concepts), 3, generator=torch.Generator().manual_seed(1))
+    whole = replace(whole, embeddings=embeddings)
+    if bank.parts is None:
+        return whole
+    parts = bank.parts
+    own = (replace(parts.concepts[0], label="fur", naming=naming), *parts.concepts[1:])
+    return whole.with_parts(parts.kind, parts.layer, parts.channels, own, parts.tensors)
+
+
 def reread(files: dict[str, bytes], digest: str) -> Bank:
     manifest = read_manifest(files["bank.json"], digest)
     return thaw(manifest, digest, files["tensors.safetensors"], files["concepts.jsonl"])
@@ -75,7 +96,11 @@ def same(one: Bank, other: Bank) -> None:
     for name, tensor in one.tensors.items():
         assert tensor.dtype == other.tensors[name].dtype
         assert torch.equal(tensor, other.tensors[name])
-    assert replace(one, tensors={}, parts=None) == replace(other, tensors={}, parts=None)
+    assert (one.embeddings is None) == (other.embeddings is None)
+    if one.embeddings is not None and other.embeddings is not None:
+        assert torch.equal(one.embeddings, other.embeddings)
+    bare = {"tensors": {}, "parts": None, "embeddings": None}
+    assert replace(one, **bare) == replace(other, **bare)
     assert (one.parts is None) == (other.parts is None)
     if one.parts is not None and other.parts is not None:
         same(one.parts, other.parts)
@@ -234,6 +259,105 @@ def test_a_bank_without_parts_is_as_it_was() -> None:
     files = freeze(small_bank(), PICTURES)[1]
     assert "parts" not in json.loads(files["bank.json"])
     assert hashlib.sha256(files["bank.json"]).hexdigest() == DIGEST
+
+
+WITHOUT = {"exemplars/0-without.webp": b"RIFF without", "exemplars/4-0.webp": b"RIFF part"}
+
+
+@pytest.mark.parametrize("bank", [named(small_bank()), named(with_parts(small_bank()))], ids=["plain", "parts"])
+def test_a_named_bank_comes_back_with_all_that_was_said(bank: Bank) -> None:
+    frozen, files = freeze(bank, PICTURES | WITHOUT)
+    back = reread(files, frozen.digest)
+    same(back, frozen)
+    assert back.all_concepts == bank.all_concepts
+    assert back.labelling == bank.labelling
+    assert back.embeddings is not None
+    assert torch.equal(back.embeddings, bank.embeddings)
+    assert set(back.tensors) == {"dictionary", "extra"}
+    if bank.parts is not None:
+        assert back.parts is not None
+        assert back.parts.labelling == bank.labelling
+        assert set(back.parts.tensors) == {"dictionary"}
+    manifest = json.loads(files["bank.json"])
+    assert manifest["labelling"] == bank.labelling
+    assert manifest["tensors"]["labels/embeddings"] == {"shape": [len(bank.all_concepts), 3], "dtype": "float32"}
+    with pytest.raises(CorruptData, match="0-without"):
+        freeze(bank, PICTURES)
+
+
+def test_labels_of_machines_are_weak_and_those_of_people_never() -> None:
+    bank = named(small_bank())
+    assert [concept.weak for concept in bank.concepts] == [False, False, True, False]
+    assert [concept.words for concept in bank.concepts] == [("stripe", "zèbre"), ("stripe", "zèbre"), (), ()]
+    assert [len(concept.pictures) for concept in bank.concepts] == [2, 1, 0, 0]
+    first = bank.concepts[0]
+    assert first.pictures == (*first.exemplars, *first.counterfactuals)
+    naming = first.naming
+    assert naming is not None
+    weak = replace(first, naming=replace(naming, weak=True))
+    assert weak.weak
+    assert not replace(weak, named_by_person=True).weak
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"named_by_person": True},
+        {"naming": Naming("stripe", 0.5, weak=True)},
+        {"naming": Naming("stripe", 0.5, weak=False)},
+        {"naming": Naming("stripe", 0.5, False, (Word("stripe", 1.0),))},
+        {"naming": Naming("stripe", 0.5, False, (), (Word("stripe", 1.0),))},
+        {"naming": Naming("stripe", 0.5, False, counterfactuals=1)},
+        {"counterfactuals": small_bank().concepts[1].exemplars},
+        {"label": "stripe"},
+    ],
+    ids=str,
+)
+def test_all_that_is_said_of_a_concept_is_in_the_digest(change: dict[str, Any]) -> None:
+    first, *others = small_bank().concepts
+    changed, files = freeze(small_bank(concepts=(replace(first, **change), *others)), PICTURES)
+    assert changed.digest != DIGEST
+    lines = files["concepts.jsonl"].splitlines()
+    assert lines[1:] == freeze(small_bank(), PICTURES)[1]["concepts.jsonl"].splitlines()[1:]
+    assert set(json.loads(lines[0])) - set(json.loads(lines[1])) == set(change) - {"label"}
+
+
+def test_a_bank_that_was_never_named_is_as_it_was() -> None:
+    """Its bytes are those from before concepts could be named."""
+    files = freeze(small_bank(), PICTURES)[1]
+    assert files["concepts.jsonl"].decode().splitlines()[1] == (
+        '{"class_index": 1, "exemplars": [{"activation": 3.25, "box": [1.0, 2.5, 17.0, 18.5], '
+        '"file": "exemplars/1-0.webp", "source": "train/a.jpg"}], "id": 1, "label": "Streifen №1", "parent": null, '
+        '"statistics": {"importance": 1.25, "prevalence": 0.3333333333333333}}'
+    )
+    assert set(json.loads(files["bank.json"])) == {
+        "channels", "concept_count", "configuration", "data_fingerprint", "files", "kind", "layer", "metrics", "model",
+        "name", "preprocessing", "schema", "tensors", "weights_digest",
+    }  # fmt: skip
+    assert hashlib.sha256(files["bank.json"]).hexdigest() == DIGEST
+    cleared = [replace(one, naming=None, counterfactuals=(), named_by_person=False) for one in small_bank().concepts]
+    assert freeze(small_bank(concepts=tuple(cleared), labelling={}), PICTURES)[1] == files
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"naming": {"label": "x"}},
+        {"naming": []},
+        {"naming": {"label": "x", "score": 1.0, "weak": False, "words": [{"text": "x"}], "phrases": []}},
+        {"counterfactuals": [{"file": "x"}]},
+        {"counterfactuals": 3},
+        {"named_by_person": True, "strange": 1},
+    ],
+    ids=str,
+)
+def test_records_of_the_wrong_form(record: dict[str, Any]) -> None:
+    frozen, files = freeze(small_bank(), PICTURES)
+    first, *others = files["concepts.jsonl"].splitlines()
+    lines = [json.dumps(json.loads(first) | record).encode(), *others]
+    manifest = read_manifest(files["bank.json"], frozen.digest)
+    with pytest.raises(CorruptData, match="form of schema 1"):
+        thaw(manifest, frozen.digest, files["tensors.safetensors"], b"\n".join(lines))
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ import pytest
 import scipy.optimize
 import torch
 
+from concepts.bank import Bank, Concept
 from concepts.codec import DenseCodes
 from concepts.errors import CorruptData, UnsupportedOption
-from concepts.kinds import load_codec
+from concepts.kinds import concept_codec, contrast, directions, load_codec
 from concepts.kinds.nmf import NmfCodec
+from concepts.kinds.sae import SaeCodec
+from concepts.kinds.subspace import SubspaceCodec
 
 OWNERS = [4, 1, 4, 4, 1, 7, 4]
 """Classes of seven concepts, out of order and in unequal numbers."""
@@ -147,6 +150,84 @@ def test_kinds_by_name() -> None:
             load_codec(kind, {"dictionary": dictionary}, [None, None])
     with pytest.raises(CorruptData, match="needs the tensor 'dictionary'"):
         load_codec("nmf", {}, [])
+
+
+def bank(kind: str, tensors: dict[str, torch.Tensor], concepts: tuple[Concept, ...]) -> Bank:
+    return Bank(kind, "m", "l", "b", "a" * 64, 6, concepts, tensors)
+
+
+def free(count: int) -> tuple[Concept, ...]:
+    return tuple(map(Concept, range(count)))
+
+
+def contrast_bank(pairs: list[tuple[int, int]]) -> Bank:
+    """Planes between four classes, and prototypes of some ordered pairs."""
+    tensors = {name: torch.zeros(4, 4) for name in ("products", *contrast.REPORTED)}
+    tensors |= {"directions": torch.zeros(4, 6), "centre": torch.zeros(6), "unit": torch.tensor(1.0)}
+    tensors["images"] = torch.full((4,), 5)
+    if pairs:
+        tensors["dictionary"] = torch.rand(len(pairs), 6, generator=torch.Generator().manual_seed(0))
+    concepts = (Concept(i, class_index=one, other_index=other) for i, (one, other) in enumerate(pairs))
+    return bank("contrast", tensors, tuple(concepts))
+
+
+def test_what_codes_concepts_one_by_one() -> None:
+    dictionary = torch.rand(3, 6)
+    nmf = concept_codec(bank("nmf", {"dictionary": dictionary}, tuple(Concept(i, class_index=i % 2) for i in range(3))))
+    assert isinstance(nmf, NmfCodec)
+    assert nmf.classes() == {0, 1}
+    sae = concept_codec(bank("sae", {"encoder": dictionary, "decoder": dictionary, "k": torch.tensor(1)}, free(3)))
+    assert isinstance(sae, SaeCodec)
+    groups = {"features": torch.tensor([0, 5, 1]), "offsets": torch.tensor([0, 2, 3]), "threshold": torch.tensor(0.1)}
+    assert isinstance(concept_codec(bank("subspace", groups, free(2))), SubspaceCodec)
+    assert concept_codec(bank("nmf", {"dictionary": dictionary[:0]}, ())) is None
+    assert concept_codec(contrast_bank([])) is None
+    with pytest.raises(CorruptData, match="cannot read banks of kind"):
+        concept_codec(bank("none", {}, ()))
+
+
+def test_prototypes_are_coded_by_those_of_their_ordered_pair() -> None:
+    pairs = [(2, 0), (2, 0), (0, 2), (3, 1), (0, 2), (2, 1)]
+    whole = contrast_bank(pairs)
+    codec = concept_codec(whole)
+    assert codec is not None
+    owners = sorted(codec.classes() or ())
+    positions = torch.rand(1, 4, 6)
+    coded = [codec.encode(positions, torch.tensor([owner])) for owner in owners]
+    groups = [tuple(sorted(i for i in codes.ids[0].tolist() if i >= 0)) for codes in coded]
+    assert sorted(groups) == [(0, 1), (2, 4), (3,), (5,)]
+    for codes, group in zip(coded, groups, strict=True):
+        atoms = whole.tensors["dictionary"][list(group)].double().numpy().T
+        for place in range(4):
+            expected = scipy.optimize.nnls(atoms, positions[0, place].double().numpy())[0]
+            np.testing.assert_allclose(codes.values[0, place, : len(group)], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_directions_are_what_components_point_along() -> None:
+    """A component of a codec is a multiple of its concept's direction; of a group, what lies on its features."""
+    generator = torch.Generator().manual_seed(0)
+    encoder, decoder, dictionary = (torch.rand(5, 6, generator=generator) for _ in range(3))
+    positions = torch.rand(2, 3, 6, generator=generator)
+    for whole in (
+        bank("nmf", {"dictionary": dictionary.double()}, free(5)),
+        bank("sae", {"encoder": encoder, "decoder": decoder.half(), "k": torch.tensor(3)}, free(5)),
+    ):
+        found, codec = directions(whole), whole.codec()
+        assert (found.shape, found.dtype) == ((5, 6), torch.float32)
+        codes = codec.encode(positions, torch.zeros(2, dtype=torch.int64))
+        for slot in range(codes.ids.shape[1]):
+            weights = torch.zeros(codes.ids.shape)
+            weights[:, slot] = 1
+            for image, component in enumerate(codec.combine(codes, weights)):
+                if codes.ids[image, slot] >= 0:
+                    along = found[codes.ids[image, slot]]
+                    torch.testing.assert_close(component, (component @ along).unsqueeze(1) * along / along.dot(along))
+    groups = {"features": torch.tensor([0, 5, 1, 2, 5]), "offsets": torch.tensor([0, 2, 5])}
+    groups["threshold"] = torch.tensor(0.1)
+    assert directions(bank("subspace", groups, free(2))).tolist() == [[1, 0, 0, 0, 0, 1], [0, 1, 1, 0, 0, 1]]
+    prototypes = contrast_bank([(2, 0), (0, 1)])
+    assert torch.equal(directions(prototypes), prototypes.tensors["dictionary"])
+    assert directions(contrast_bank([])).shape == (0, 6)
 
 
 def test_slots_by_concept() -> None:

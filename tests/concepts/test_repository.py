@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from concepts.bank import Bank
+from concepts.clip import Clip
 from concepts.errors import (
     AlreadyExists,
     CorruptData,
@@ -30,7 +31,8 @@ from concepts.model import ModelSpec
 from concepts.preprocessing import Preprocessing
 from concepts.repository import BankVersion, Repository
 from concepts.storage import LocalStorage
-from tests.concepts.test_bank import PICTURES, same, small_bank
+from tests.clips import tiny_clip
+from tests.concepts.test_bank import PICTURES, WITHOUT, named, same, small_bank, with_parts
 
 SPEC = ModelSpec("net", "tests.concepts.networks:tiny", Preprocessing(8, 8), ("cat", "dog"), "", {"width": 6})
 TRUSTED = ("tests.concepts",)
@@ -588,3 +590,86 @@ def test_tied_weights_are_stored_twice_and_other_things_refused(repository: Repo
     assert torch.equal(loaded["head.bias"], loaded["head.weight"][:, 0])
     with pytest.raises(InvalidModel, match=r"more than tensors: head\.bias"):
         repository.publish_model(replace(SPEC, name="odd"), {**state, "head.bias": 3})  # type: ignore[dict-item]
+
+
+# CLIPs, and banks that were named by them
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    return tiny_clip(tmp_path_factory.mktemp("clips"))
+
+
+def test_a_clip_comes_back_as_it_was_and_is_stored_once(
+    repository: Repository, root: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not repository.has_clip(clip.digest)
+    assert repository.publish_clip(clip.files) == clip.digest
+    assert repository.has_clip(clip.digest)
+    folder = root / "clips" / clip.digest
+    assert {path.name: path.read_bytes() for path in files_under(folder)} == clip.files
+    loaded = Repository(root).load_clip(clip.digest)
+    assert (loaded.digest, loaded.name) == (clip.digest, clip.digest[:12])
+    texts = ["a red ring", "night"]
+    assert torch.equal(loaded.embed_texts(texts), clip.embed_texts(texts))
+    monkeypatch.setattr(LocalStorage, "write", lambda *_: pytest.fail("it is there"))
+    assert repository.publish_clip(clip.files) == clip.digest
+
+
+def test_every_file_of_a_clip_is_checked(repository: Repository, root: Path, clip: Clip) -> None:
+    repository.publish_clip(clip.files)
+    folder = root / "clips" / clip.digest
+    for name, content in clip.files.items():
+        for damaged in (bytes([content[0] ^ 1]) + content[1:], content[:-1], content + b"x", b""):
+            (folder / name).write_bytes(damaged)
+            with pytest.raises(CorruptData, match=name) as caught:
+                repository.load_clip(clip.digest)
+            assert str(root) not in caught.value.message
+        (folder / name).unlink()
+        with pytest.raises(CorruptData, match=f"{clip.digest[:12]}: {name} is missing"):
+            repository.load_clip(clip.digest)
+        (folder / name).write_bytes(content)
+    assert repository.load_clip(clip.digest).digest == clip.digest
+
+
+def test_clips_that_are_not_there(repository: Repository) -> None:
+    with pytest.raises(CorruptData, match=r"clip\.json is missing"):
+        repository.load_clip("0" * 64)
+    for digest in ("", "..", "../models/net", "A" * 64, "0" * 63, "0" * 64 + "/x"):
+        with pytest.raises(CorruptData, match="digest is none"):
+            repository.load_clip(digest)
+
+
+@pytest.mark.parametrize("halfway", [False, True])
+def test_a_crash_while_a_clip_is_stored_leaves_none(
+    repository: Repository, root: Path, clip: Clip, halfway: bool
+) -> None:
+    for writes in range(len(clip.files)):
+        assert crash(root, writes, halfway, lambda repository: repository.publish_clip(clip.files))
+        assert not repository.has_clip(clip.digest)
+    repository.publish_clip(clip.files)
+    assert repository.load_clip(clip.digest).digest == clip.digest
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_named_bank_is_a_new_version_and_the_old_one_stays(repository: Repository, root: Path, parts: bool) -> None:
+    plain = with_parts(bank_for(repository)) if parts else bank_for(repository)
+    pictures = PICTURES | (WITHOUT if parts else {})
+    old = repository.publish(plain, pictures)
+    folder = root / "banks/net/layer3/craft"
+    before = {path: path.read_bytes() for path in files_under(folder / old.digest)}
+    new = repository.publish(named(plain), PICTURES | WITHOUT)
+    assert new.digest != old.digest
+    assert {path: path.read_bytes() for path in files_under(folder / old.digest)} == before
+    version = repository.resolve(REFERENCE)
+    same(repository.load(version), new)
+    same(repository.load(repository.resolve(f"{REFERENCE}@{old.digest}")), old)
+    first = new.concepts[0]
+    assert repository.picture(version, first.counterfactuals[0]) == b"RIFF without"
+    shown = PICTURES | WITHOUT
+    assert repository.pictures(version, first.pictures) == {each.file: shown[each.file] for each in first.pictures}
+    said = repository.named(version)
+    assert said.all_concepts == new.all_concepts
+    assert torch.equal(said.embeddings, new.embeddings)
+    assert said.tensors == {}
+    assert (said.parts is None) == (not parts)
