@@ -7,8 +7,8 @@ that of all crops of the bank, and s the standard deviation of ⟨t, x⟩ over t
 
 how much more it fits the exemplars than what is alike but for the concept, and than crops in general, in standard
 deviations. The first takes away what accompanies the concept, the second what fits everything; without counterfactuals
-there is the second alone. Words and crops are compared only by differences, so that it does not matter where in the
-space a CLIP puts texts and where pictures.
+there is the second alone. Both are differences between crops, so that it does not matter where in the space, far from
+texts, a CLIP puts pictures.
 
 *Captions* (FALCON, arXiv 2307.10504). A word's score for a crop is the softmax, over the crop's nearest captions, of
 100 × cosine of the best of them that holds it; the score is the mean over exemplars, and words whose mean over
