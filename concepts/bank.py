@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -27,6 +29,7 @@ CONCEPTS = "concepts.jsonl"
 _PARTS = "parts/"
 """Before the names of the parts' tensors."""
 _EMBEDDINGS = "labels/embeddings"
+_DIGEST = re.compile("[0-9a-f]{64}")
 _LATER: Mapping[str, Any] = {"other_index": None, "named_by_person": False, "naming": None, "counterfactuals": ()}
 """Fields that are stored where they say something alone: files of banks that do without keep the bytes they had."""
 
@@ -62,7 +65,7 @@ class Naming:
     score: float
     """How far the label can be trusted, from 0 to 1."""
     weak: bool
-    """Whether the score is below what a label should have."""
+    """Whether the score is below what a label should have, or there were no counterfactuals."""
     words: tuple[Word, ...] = ()
     """Best first."""
     phrases: tuple[Word, ...] = ()
@@ -139,8 +142,8 @@ class Bank:
     """How the concepts were named: ``clip`` (``name`` and ``digest``), ``vocabulary`` and settings; empty if they were
     not."""
     embeddings: Tensor | None = None
-    """float32 ``[K, D]``, rows of norm 1: what each of ``all_concepts`` looks like to that CLIP; zero where it has no
-    exemplars. Texts are compared with them."""
+    """float32 ``[K, D]``, rows of norm 1: how to that CLIP the exemplars of each of ``all_concepts`` differ from its
+    counterfactuals and from other crops; zero where it has no exemplars. Texts are compared with them."""
     files: Mapping[str, str] = field(default_factory=dict)
     """sha256 of every other file of the bank, by its path."""
     digest: str = ""
@@ -330,9 +333,28 @@ def read_manifest(content: bytes, digest: str) -> dict[str, Any]:
             raise CorruptData(f"{MANIFEST} must name {TENSORS} and {CONCEPTS}")
         for name in files:
             _check_path(name)
+        _check_labelling(manifest.get("labelling"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptData(f"{MANIFEST} does not have the form of schema {SCHEMA}: {error}") from error
     return manifest
+
+
+def _check_labelling(labelling: Any) -> None:
+    """Raise CorruptData where a manifest does not say what concepts were named with; None where they were not."""
+    if labelling is None:
+        return
+    clip, captions = labelling["clip"], labelling["vocabulary"]["captions"]
+    if not isinstance(clip["name"], str) or not _DIGEST.fullmatch(clip["digest"]) or type(captions) is not int:
+        raise CorruptData(f"{MANIFEST} does not say which CLIP and captions its concepts were named with")
+
+
+def _check_embeddings(embeddings: Tensor | None, concepts: int) -> None:
+    """Raise CorruptData where embeddings are not one of each concept."""
+    if embeddings is None:
+        return
+    fitting = embeddings.dtype == torch.float32 and embeddings.ndim == 2 and len(embeddings) == concepts
+    if not fitting or not bool(embeddings.isfinite().all()):
+        raise CorruptData(f"{_EMBEDDINGS} must be finite, float32, and one row of each of {concepts} concepts")
 
 
 def _check_path(name: str) -> None:
@@ -361,6 +383,7 @@ def thaw(manifest: Mapping[str, Any], digest: str, tensors: bytes, concepts: byt
     try:
         records = [_concept(json.loads(line)) for line in concepts.splitlines()]
         stored, count = safetensors.torch.load(tensors), manifest["concept_count"]
+        _check_embeddings(stored.get(_EMBEDDINGS), len(records))
         bank = Bank(
             kind=manifest["kind"],
             model=manifest["model"],

@@ -27,6 +27,7 @@ from concepts.repository import BankVersion, Repository
 from concepts.runtimes import Runtime, Trunk, open_trunk
 from service.batcher import Batcher
 from service.batcher import Observer as BatchObserver
+from service.cores import use_cores
 from service.memo import Memo
 
 Question = TypeVar("Question", EngineRequest, InterventionRequest, ContrastRequest)
@@ -151,8 +152,7 @@ class Explainer:
         self._repository = repository
         self._device, self._runtime_of = device, runtime_of
         self._observer, self._batch_limit = observer, batch_limit
-        # OpenMP's thread count is a property of the calling thread: it must be set in the one that computes.
-        self._thread = ThreadPoolExecutor(1, "engine", initializer=torch.set_num_threads, initargs=(threads,))
+        self._thread = ThreadPoolExecutor(1, "engine", initializer=use_cores, initargs=(threads,))
         self._models: Memo[tuple[str, str], Model] = Memo(self._load_model, limit=engines, keep_failure_s=refresh_s)
         # Two for a bank: parts have a layer of their own.
         self._sections: Memo[_SectionKey, _Section] = Memo(

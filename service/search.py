@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from concepts.bank import Bank
@@ -20,6 +18,7 @@ from concepts.errors import CorruptData, NumericalFailure, UnsupportedOption, Wh
 from concepts.repository import BankVersion
 from service import matching
 from service.catalogue import Catalogue
+from service.cores import use_cores
 from service.matching import Hit
 from service.memo import Memo
 
@@ -29,7 +28,6 @@ SearchBy = Literal["meaning", "label"]
 
 _log = logging.getLogger(__name__)
 
-_DIGEST = re.compile("[0-9a-f]{64}")
 _TEXTS = 256
 """Embeddings of texts that are kept."""
 
@@ -72,7 +70,7 @@ class Searcher:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._thread = ThreadPoolExecutor(1, "search", initializer=torch.set_num_threads, initargs=(1,))
+        self._thread = ThreadPoolExecutor(1, "search", initializer=use_cores, initargs=(1,))
         self._texts: Memo[tuple[str, str], Tensor] = Memo(self._embed, limit=_TEXTS)
 
     async def search(self, query: Query, versions: Sequence[BankVersion]) -> Found:
@@ -138,16 +136,12 @@ _UNLIKE = f"It is damaged: its embeddings have another width than those of its C
 
 
 def _searchable(bank: Bank, by: SearchBy) -> Bank:
-    """Return the bank if its concepts have what is searched; raise UnsupportedOption or CorruptData where not."""
-    concepts = bank.all_concepts
+    """Return the bank if its concepts have what is searched; raise UnsupportedOption where not."""
     if by == "label":
-        if any(concept.label or concept.naming for concept in concepts):
-            return bank
-    elif bank.embeddings is not None and bank.labelling:
-        _clip_of(bank)
-        whole = bank.embeddings.ndim == 2 and len(bank.embeddings) == len(concepts)
-        if not whole or not bank.embeddings.isfinite().all():
-            raise CorruptData("its embeddings are not one of each concept")
+        there = any(concept.label or concept.naming for concept in bank.all_concepts)
+    else:
+        there = bank.embeddings is not None and bool(bank.labelling)
+    if there:
         return bank
     raise UnsupportedOption("Its concepts have no names yet: give them some with `whence-bank label`.")
 
@@ -159,10 +153,8 @@ def _fits(bank: Bank, text: Tensor) -> bool:
 
 def _clip_of(bank: Bank) -> str:
     """Return the digest of the CLIP that a bank was named with."""
-    clip = bank.labelling.get("clip")
-    if not isinstance(clip, Mapping) or _DIGEST.fullmatch(str(clip.get("digest"))) is None:
-        raise CorruptData("it does not say which CLIP it was named with")
-    return str(clip["digest"])
+    digest: str = bank.labelling["clip"]["digest"]
+    return digest
 
 
 def _reason(error: WhenceError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,9 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 _PICTURES = 1024
 """How many are decoded at a time."""
+
+_NO_TEXT = ("Cc", "Cs")
+"""Unicode's categories of control characters and surrogates."""
 
 
 class LabelConfig(CounterfactualSettings):
@@ -116,13 +120,15 @@ def rename(repository: Repository, reference: str, concept_id: int, name: str | 
     UnknownBank, UnknownConcept, CorruptData, WeightsMismatch
         If there is no such concept, or the bank cannot be read.
     InvalidInput
-        If the label is empty.
+        If the label is empty, or holds what is no text.
     """
     version = repository.resolve(reference)
     bank = repository.load(version)
     concept = bank.concept(concept_id)
     if name is not None and not name.strip():
         raise InvalidInput("the label is empty: give one, or --clear to have the machine's again")
+    if name is not None and any(unicodedata.category(character) in _NO_TEXT for character in " ".join(name.split())):
+        raise InvalidInput("the label holds control characters, or is not in UTF-8: give plain text")
     machine = "" if concept.naming is None else concept.naming.label
     chosen = machine if name is None else " ".join(name.split())
     renamed = replace(concept, label=chosen, named_by_person=name is not None)

@@ -102,7 +102,7 @@ def labelled(bank: Bank, names: Names, clip: Clip, vocabulary: Vocabulary, recor
     bank
         With as many concepts and parts, together, as there are names.
     record
-        The settings that decided.
+        What else is to be kept: ``settings`` that decided.
     """
     count = len(bank.concepts)
     named = replace(

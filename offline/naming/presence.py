@@ -16,7 +16,9 @@ def of_positions(codec: Codec, positions: Tensor, concepts: int) -> Tensor:
     """Return the sums of codes over positions, ``[B, P, C]`` to ``[B, K]``, where concepts belong to no class."""
     nobody = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
     codes = codec.encode(positions, nobody)
-    return _spread(codes, codes.total(), concepts).cpu()
+    found = torch.zeros(len(positions), concepts + 1)
+    _put(found, codes, codes.total())
+    return found[:, :concepts]
 
 
 @torch.no_grad()
@@ -25,17 +27,16 @@ def of_windows(codec: Codec, windows: Tensor, concepts: int, device: torch.devic
 
     Every image is coded for every class: windows in place of positions, which are many times as many.
     """
-    found = torch.zeros(len(windows), concepts)
+    found = torch.zeros(len(windows), concepts + 1)
     rows = max(_WINDOWS // windows.shape[1], 1)
     for first in range(0, len(windows), rows):
         some = windows[first : first + rows].to(device)
         for owner in sorted(codec.classes() or {0}):
             codes = codec.encode(some, torch.full((len(some),), owner, device=device))
-            found[first : first + rows] += _spread(codes, codes.peak(), concepts).cpu()
-    return found
+            _put(found[first : first + rows], codes, codes.peak())
+    return found[:, :concepts]
 
 
-def _spread(codes: Codes, values: Tensor, concepts: int) -> Tensor:
-    """Give every concept of a bank its value, ``[B, S]`` to ``[B, K]``; 0 where an image does not have it."""
-    nothing = values.new_zeros(len(values), concepts + 1)
-    return nothing.scatter_(1, codes.ids.masked_fill(codes.ids == EMPTY, concepts), values)[:, :concepts]
+def _put(found: Tensor, codes: Codes, values: Tensor) -> None:
+    """Write the values of concepts, ``[B, S]``, where they belong in ``[B, K + 1]``; the last column takes the rest."""
+    found.scatter_(1, codes.ids.masked_fill(codes.ids == EMPTY, found.shape[1] - 1).cpu(), values.float().cpu())

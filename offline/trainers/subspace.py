@@ -242,7 +242,7 @@ def _named(
         for crops, embedded in zip(found.embeddings, embed(task.training, without, clip), strict=True)
     ]
     names = name_concepts(clip, vocabulary, evidence, task.config, task.report)
-    return labelled(bank, names, clip, vocabulary, task.config.naming_record())
+    return labelled(bank, names, clip, vocabulary, {"settings": task.config.naming_record()})
 
 
 def _concepts(

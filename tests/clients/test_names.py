@@ -121,6 +121,8 @@ def test_notebooks_get_a_table_with_exemplars() -> None:
     bare = make_search(found=tuple(replace(each, concept=make_concept(exemplars=())) for each in make_search()))
     assert "<img" not in bare._repr_html_()
     assert "exemplars" not in bare._repr_html_()
+    assert ": 4 concepts<" in text
+    assert ": 1 concept<" in make_search(found=make_search().found[:1])._repr_html_()
 
 
 def test_the_command_prints_a_table(run: Callable[..., Result], server: FakeServer) -> None:

@@ -76,7 +76,8 @@ def named(bank: Bank) -> Bank:
         replace(third, label="stripe", naming=replace(naming, weak=True, words=(), phrases=(), counterfactuals=0)),
         last,
     )
-    whole = replace(bank, concepts=concepts, labelling={"clip": {"name": "tiny", "digest": "a" * 64}, "settings": {}})
+    labelling = {"clip": {"name": "tiny", "digest": "a" * 64}, "vocabulary": {"captions": 7}, "settings": {}}
+    whole = replace(bank, concepts=concepts, labelling=labelling)
     embeddings = torch.randn(len(bank.all_concepts), 3, generator=torch.Generator().manual_seed(1))
     whole = replace(whole, embeddings=embeddings)
     if bank.parts is None:
@@ -283,6 +284,33 @@ def test_a_named_bank_comes_back_with_all_that_was_said(bank: Bank) -> None:
     assert manifest["tensors"]["labels/embeddings"] == {"shape": [len(bank.all_concepts), 3], "dtype": "float32"}
     with pytest.raises(CorruptData, match="0-without"):
         freeze(bank, PICTURES)
+
+
+@pytest.mark.parametrize(
+    "labelling",
+    [
+        ["tiny"],
+        {"clip": {"name": "tiny", "digest": "a" * 64}},
+        {"clip": "tiny", "vocabulary": {"captions": 7}},
+        {"clip": {"name": "tiny", "digest": "../" + "a" * 61}, "vocabulary": {"captions": 7}},
+        {"clip": {"name": None, "digest": "a" * 64}, "vocabulary": {"captions": 7}},
+        {"clip": {"name": "tiny", "digest": "a" * 64}, "vocabulary": {"captions": "7"}},
+    ],
+)
+def test_a_bank_that_does_not_say_what_it_was_named_with_is_damaged(labelling: Any) -> None:
+    frozen, files = freeze(replace(small_bank(), labelling=labelling), PICTURES)
+    with pytest.raises(CorruptData):
+        reread(files, frozen.digest)
+
+
+def test_embeddings_are_one_finite_row_of_each_concept() -> None:
+    bank = named(small_bank())
+    whole = bank.embeddings
+    assert whole is not None
+    for embeddings in (whole[:-1], whole[0], whole.half(), whole.double(), whole.long(), whole / 0):
+        frozen, files = freeze(replace(bank, embeddings=embeddings), PICTURES | WITHOUT)
+        with pytest.raises(CorruptData, match="embeddings"):
+            reread(files, frozen.digest)
 
 
 def test_labels_of_machines_are_weak_and_those_of_people_never() -> None:

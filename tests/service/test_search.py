@@ -205,6 +205,20 @@ async def test_what_is_damaged_is_said_and_the_rest_is_searched(
     assert counts.requests == {("SearchConcepts", "OK"): 1}
 
 
+async def test_a_bank_of_a_strange_form_hides_no_other(own: Repository, serve: Serve) -> None:
+    bank = own.load(own.resolve(NAMED))
+    pictures = own.pictures(own.resolve(NAMED), [e for c in bank.concepts for e in c.pictures])
+    assert bank.embeddings is not None
+    own.publish(replace(bank, labelling={"clip": "one"}), pictures)
+    own.publish(replace(bank, name="other", embeddings=bank.embeddings.half()), pictures)
+    async with serve(own.root) as server:
+        reply = await server.stub.SearchConcepts(search(limit=100))
+        listed = await server.stub.ListBanks(pb.ListBanksRequest())
+    assert {each.bank.reference for each in reply.concepts} == {TREE}
+    assert all("is damaged" in reasons(reply)[reference] for reference in (NAMED, OTHER))
+    assert {TREE, OTHER, BANK} == {bank.reference for bank in listed.banks}
+
+
 @pytest.mark.parametrize("broken", ["nan", "tower", "width"])
 async def test_a_clip_that_cannot_embed_leaves_its_banks_unsearched(
     broken: str, own: Repository, tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture

@@ -55,8 +55,9 @@ def render_search(results: SearchResults) -> str:
     )
     head = _row("th", (*heads, "exemplars") if pictures else heads)
     lines = "".join(f"<li>{escape(line)}</li>" for line in _search_words.lines(results))
+    count = "1 concept" if len(results) == 1 else f"{len(results)} concepts"
     return (
-        f"<div><p><b>{escape(results.text)}</b>, by {results.by}: {len(results)} concepts</p>"
+        f"<div><p><b>{escape(results.text)}</b>, by {results.by}: {count}</p>"
         f"<table><thead>{head}</thead><tbody>{body}</tbody></table><ul>{lines}</ul></div>"
     )
 

@@ -90,7 +90,7 @@ class Naming:
     score: float
     """How far the label can be trusted, from 0 to 1."""
     weak: bool
-    """Whether the score is below what a label should have."""
+    """Whether the score is below what a label should have, or there were no counterfactuals."""
     words: tuple[Word, ...] = ()
     """Best first."""
     phrases: tuple[Word, ...] = ()

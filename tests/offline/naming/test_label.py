@@ -245,6 +245,9 @@ def test_what_cannot_be_renamed(apart: Repository, repository: Repository) -> No
     for empty in ("", "  \n"):
         with pytest.raises(InvalidInput, match="--clear"):
             rename(apart, "cnn/stage3/craft", 0, empty)
+    for strange in ("caf\udcff", "re\x1b[31md", "a\0b"):
+        with pytest.raises(InvalidInput, match="plain text"):
+            rename(apart, "cnn/stage3/craft", 0, strange)
     with pytest.raises(UnknownBank):
         rename(apart, "cnn/stage3/nothing", 0, "x")
     assert apart.resolve("cnn/stage3/craft") == repository.resolve("cnn/stage3/craft")

@@ -226,6 +226,7 @@ def test_a_vocabulary_names_the_groups(place):
     assert bank.embeddings.shape == (5, clip.width)
     assert bank.labelling["clip"] == {"name": "clip", "digest": clip.digest}
     assert bank.labelling["vocabulary"] == vocabulary.record()
+    assert bank.labelling["settings"]["words"] == 3
     assert files.has_clip(clip.digest)
     for concept in bank.concepts:
         assert concept.label in {"frog", "green", "grey", "red", "sea", "ship", "truck"}
