@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _AT_ONCE = 256
 """Crops that are held until they are embedded."""
 
+_ROUNDING = np.float32(1e-5)
+"""Relative differences that may be no more than what enlarging a map rounds."""
+
 
 class Crops:
     """The crops of each group, best first: of any of its images, as the strongest may share what it does not mean.
@@ -157,6 +160,8 @@ def place_of(map_: NDArray[np.float32], threshold: float, view: Box) -> Box:
         Where the view lies in the image, in the image's pixels, as is the answer.
     """
     least, most = map_.min(), map_.max()
+    if most - least <= _ROUNDING * abs(most):
+        most = least
     labels, count = ndimage.label(map_ >= least + np.float32(threshold) * (most - least))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     rows, columns = ndimage.find_objects(labels)[int(sizes.argmax())]

@@ -53,6 +53,9 @@ def test_a_map_without_places_is_the_whole_view() -> None:
     view = Box(3, 4, 35, 36)
     assert place_of(np.full((32, 32), 0.7, np.float32), 0.6, view) == view
     assert place_of(np.zeros((32, 32), np.float32), 0.6, view) == view
+    rounded = np.full((32, 32), 0.7, np.float32)
+    rounded[13:14, 13:] = np.nextafter(np.float32(0.7), np.float32(1))
+    assert place_of(rounded, 0.6, view) == view
 
 
 def test_maps_are_enlarged_as_in_explanations() -> None:

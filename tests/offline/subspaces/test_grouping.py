@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from concepts.preprocessing import Box
-from offline.subspaces.grouping import Group, Limits, exact, find, itemsets, most_deviations
+from offline.subspaces.grouping import Group, Limits, distinct, exact, find, itemsets, most_deviations
 from offline.subspaces.probing import Probe
 
 ALL = 10_000
@@ -126,3 +126,17 @@ def test_no_deviations_help_where_images_are_too_few_or_alike() -> None:
     assert most_deviations(probe_of(torch.eye(3)), "itemsets", Limits(3, ALL, ALL)) is None
     alike = torch.nn.functional.normalize(torch.ones(20, 4), dim=1)
     assert most_deviations(probe_of(alike), "itemsets", Limits(3, ALL, ALL)) is None
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 1.0])
+def test_of_groups_that_share_too_many_images_the_first_is_kept(overlap: float) -> None:
+    groups = itemsets(csr_array(transactions(3).astype(np.int32)), Limits(5, ALL, 9))
+    kept: list[int] = []
+    for place, group in enumerate(groups):
+        own = set(group.images.tolist())
+        others = [set(groups[other].images.tolist()) for other in kept]
+        if all(len(own & other) <= overlap * len(own | other) for other in others):
+            kept.append(place)
+    assert distinct(groups, overlap) == kept
+    assert (len(kept) == len(groups)) == (overlap == 1)
+    assert distinct([], overlap) == []
