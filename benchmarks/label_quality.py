@@ -11,9 +11,10 @@ the largest (*peak*), which is what exemplars are chosen by. Of matched concepts
 - ``true``: whose best word names what 80 % of the 20 held-out images show that excite the concept most;
 - ``weak``: whose label is said to be weak; ``…_not_weak`` are shares of the others.
 
-Groups of features (*subspace*) are silent in most images: their codes here are the means of their features, whether or
-not these are highly active. They are interpretable at a mean cosine of 0.7, about half way between what the CLIP makes
-of crops of the same things (0.94) and of others (0.48); published is 0.8, of another CLIP.
+Groups of features (*subspace*) are what they are active in: they are matched with the attributes, one or more, that
+90 % of the held-out images show in which a group is active, where these are ten or more. Summed codes are the means of
+their features, whether or not these are highly active. They are interpretable at a mean cosine of 0.7, about half way
+between what the CLIP makes of crops of the same things (0.94) and of others (0.48); published is 0.8, of another CLIP.
 """
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ TRAINING_IMAGES, FIRST, IMAGES = 1400, 300_000, 1500
 EXEMPLARS, COUNTERFACTUALS, CAPTIONS = 16, 10, 5
 MATCHED_FROM, DEPENDS_FROM = 0.9, 0.8
 MOST_EXCITED, SHOWN_FROM = 20, 0.8
+FEWEST_ACTIVE, IMPLIED_FROM = 10, 0.9
+SUMS, ACTIVE = "by summed codes", "by active images"
 SEEDS = (0, 1, 2)
-GROUPS = {"deviations": 2.5, "cohesion": 0.7}
+GROUPS = {"deviations": 2.5, "cohesion": 0.7, "exemplars": 32}
+"""All crops of a group are its exemplars, as when a group is named in training."""
 
 
 class Way(NamedTuple):
@@ -92,8 +96,8 @@ OURS, PUBLISHED, PLAIN = "direct", "captions, as published", "mean cosine, witho
 class Known:
     """What is true of K concepts, by one measure of how much of each is in an image."""
 
-    matched: list[int | None]
-    """The attribute of each."""
+    matched: list[set[int]]
+    """The attributes that the best word of each may name; none where the truth does not say."""
     depends: Tensor
     """Which attributes each depends on, the matched one among them, bool ``[K, A]``."""
     shown: Tensor
@@ -109,10 +113,18 @@ class Known:
         excited = codes.topk(MOST_EXCITED, dim=0).indices
         shown = present[excited].double().mean(0) >= SHOWN_FROM
         matched = [
-            attribute if value >= MATCHED_FROM else None
+            {attribute} if value >= MATCHED_FROM else set()
             for value, attribute in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
         return cls(matched, depends, shown)
+
+    @classmethod
+    def by_activity(cls, active: Tensor, present: Tensor) -> Known:
+        """Look at the images in which each concept is active, 0 or 1, ``[N, K]``."""
+        images = active.sum(0)
+        shares = active.T.double() @ present.double() / images.clamp_min(1).unsqueeze(1)
+        implied = (shares >= IMPLIED_FROM) & (images >= FEWEST_ACTIVE).unsqueeze(1)
+        return cls([set(own.nonzero().flatten().tolist()) for own in implied], implied, shares >= SHOWN_FROM)
 
 
 class Label(NamedTuple):
@@ -146,7 +158,7 @@ def main() -> None:
         for way in WAYS:
             found = of_way(way, Repository(root / "repository"), images, clip, vocabulary, held_out)
             notes[way.title] = found
-            rows += compared(way, found["by summed codes"])
+            rows += compared(way, found[ACTIVE if way.trainer == "subspace" else SUMS])
             print(way.title, found, flush=True)
     measure.publish("label_quality", rows, **notes)
 
@@ -173,7 +185,7 @@ def of_way(
         labels = dict(named(clip, vocabulary, evidence))
         concepts += len(bank.concepts)
         for measured, codes in codes_of(bank, model, held_out).items():
-            known = Known.by(codes, present)
+            known = (Known.by_activity if measured == ACTIVE else Known.by)(codes, present)
             for name, own in labels.items():
                 judged.setdefault(measured, {}).setdefault(name, []).extend(judge(known, evidence, own))
     return {
@@ -222,11 +234,13 @@ def codes_of(bank: Bank, model: Model, held_out: Batch) -> dict[str, Tensor]:
         if bank.kind == "subspace":
             features, offsets = bank.tensors["features"], bank.tensors["offsets"].diff().tolist()
             means = [r.mean(1) for r in representations(positions)[:, features].split(offsets, dim=1)]
-            found.setdefault("by summed codes", []).append(torch.stack(means, dim=1))
-            continue
+            found.setdefault(SUMS, []).append(torch.stack(means, dim=1))
         codes = codec.encode(positions, torch.zeros(len(views), dtype=torch.int64))
         slots = codes.ids.masked_fill(codes.ids == EMPTY, count)
-        for name, values in (("by summed codes", codes.total()), ("by peak codes", codes.peak())):
+        measures = {SUMS: codes.total(), "by peak codes": codes.peak()}
+        if bank.kind == "subspace":
+            measures = {ACTIVE: torch.ones_like(codes.total())}
+        for name, values in measures.items():
             spread = values.new_zeros(len(views), count + 1).scatter_(1, slots, values)[:, :count]
             found.setdefault(name, []).append(spread)
     return {name: torch.cat(parts) for name, parts in found.items()}
@@ -254,12 +268,12 @@ def plain(clip: Clip, vocabulary: Vocabulary, exemplars: Tensor) -> Label | None
 
 def judge(known: Known, evidence: Sequence[Evidence], labels: Sequence[Label | None]) -> Iterator[Judged]:
     """Yield what there is to say of the labels of matched concepts that have exemplars; none is a wrong one."""
-    for concept, (attribute, own, label) in enumerate(zip(known.matched, evidence, labels, strict=True)):
-        if attribute is None or not len(own.exemplars):
+    for concept, (matched, own, label) in enumerate(zip(known.matched, evidence, labels, strict=True)):
+        if not matched or not len(own.exemplars):
             continue
         said = [] if label is None else [ATTRIBUTES.index(name) for name in says(label.text) if name in ATTRIBUTES]
         depends, true = (bool(said and table[concept, said].all()) for table in (known.depends, known.shown))
-        yield Judged(said == [attribute], depends, true, label is None or label.weak)
+        yield Judged(len(said) == 1 and said[0] in matched, depends, true, label is None or label.weak)
 
 
 def shares(judged: Sequence[Judged]) -> dict[str, float]:
