@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from concepts import devices
 from concepts.bank import Bank, Concept, Exemplar
 from concepts.errors import InvalidInput
 from concepts.repository import Repository
+from offline.exclusive import alone_in
 from offline.images import open_folder
 from offline.locations import Location
 from offline.naming.naming import labelled, name_concepts
@@ -73,7 +75,14 @@ def label(repository: Repository, reference: str, config: LabelConfig, report: R
         If the bank cannot be read.
     InvalidInput
         If there is nothing to name by, or the CLIP or the vocabulary cannot be used.
+    AlreadyExists
+        If another command is changing the bank.
     """
+    with _alone(repository, reference):
+        return _label(repository, reference, config, report)
+
+
+def _label(repository: Repository, reference: str, config: LabelConfig, report: Reporter) -> Labelled:
     from concepts.clip import open_clip_model  # takes seconds
 
     version = repository.resolve(reference)
@@ -97,6 +106,8 @@ def label(repository: Repository, reference: str, config: LabelConfig, report: R
         )
     evidence = evidence_of(clip, bank.all_concepts, pictures, config.counterfactuals, report)
     names = name_concepts(clip, vocabulary, evidence, config, report)
+    if not any(names.namings):
+        raise InvalidInput("the vocabulary has no word for any concept: give captions that say what images show")
     bank = labelled(bank, names, clip, vocabulary, {"settings": _record(config), "named": version.digest})
     if clip.portable:
         repository.publish_clip(clip.files)
@@ -121,19 +132,31 @@ def rename(repository: Repository, reference: str, concept_id: int, name: str | 
         If there is no such concept, or the bank cannot be read.
     InvalidInput
         If the label is empty, or holds what is no text.
+    AlreadyExists
+        If another command is changing the bank.
     """
-    version = repository.resolve(reference)
-    bank = repository.load(version)
-    concept = bank.concept(concept_id)
     if name is not None and not name.strip():
         raise InvalidInput("the label is empty: give one, or --clear to have the machine's again")
     if name is not None and any(unicodedata.category(character) in _NO_TEXT for character in " ".join(name.split())):
         raise InvalidInput("the label holds control characters, or is not in UTF-8: give plain text")
-    machine = "" if concept.naming is None else concept.naming.label
-    chosen = machine if name is None else " ".join(name.split())
-    renamed = replace(concept, label=chosen, named_by_person=name is not None)
-    pictures = repository.pictures(version, [each for other in bank.all_concepts for each in other.pictures])
-    return _publish(repository, _with_concept(bank, renamed), pictures)
+    with _alone(repository, reference):
+        version = repository.resolve(reference)
+        bank = repository.load(version)
+        concept = bank.concept(concept_id)
+        machine = "" if concept.naming is None else concept.naming.label
+        chosen = machine if name is None else " ".join(name.split())
+        renamed = replace(concept, label=chosen, named_by_person=name is not None)
+        pictures = repository.pictures(version, [each for other in bank.all_concepts for each in other.pictures])
+        return _publish(repository, _with_concept(bank, renamed), pictures)
+
+
+def _alone(repository: Repository, reference: str) -> AbstractContextManager[None]:
+    """Keep others from changing a bank between reading it and publishing it anew: one of both would be lost."""
+    version = repository.resolve(reference)
+    return alone_in(
+        repository.workspace(version.model, version.layer, version.name),
+        f"another command is training, naming or renaming bank {version.reference}: wait for it",
+    )
 
 
 def evidence_of(

@@ -76,7 +76,7 @@ class Search:
         Raises
         ------
         InvalidInput
-            If the folder has none of the images that the exemplars were cut from.
+            If the folder has less than half of the images that the exemplars were cut from.
         """
         concepts, pictures = self._found(bank, kinds.concept_codec(bank), first=0)
         bank = replace(bank, concepts=concepts)
@@ -103,15 +103,16 @@ class Search:
 
     def _boxes(self, concepts: Sequence[Concept]) -> dict[str, set[Box]]:
         """Return where exemplars were cut from, by image of the folder."""
-        keys = set(self.folder.keys)
+        keys, known = set(self.folder.keys), [each for concept in concepts for each in concept.exemplars]
         boxes: dict[str, set[Box]] = {}
-        for exemplar in (each for concept in concepts for each in concept.exemplars):
+        for exemplar in known:
             if exemplar.source in keys:
                 boxes.setdefault(exemplar.source, set()).add(exemplar.box)
-        if not boxes:
+        sources = {exemplar.source for exemplar in known}
+        if 2 * len(boxes) < len(sources):  # a few names may be those of other images
             raise InvalidInput(
-                "the folder has none of the images that the exemplars were cut from: give the folder that the bank was "
-                "trained on, or --counterfactuals 0"
+                f"the folder has {len(boxes):,} of the {len(sources):,} images that the exemplars were cut from: give "
+                "the folder that the bank was trained on, or --counterfactuals 0"
             )
         return boxes
 

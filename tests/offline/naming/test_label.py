@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from concepts.bank import Bank, Concept
 from concepts.clip import Clip, open_clip_model
-from concepts.errors import CorruptData, InvalidInput, UnknownBank, UnknownConcept, WhenceError
+from concepts.errors import AlreadyExists, CorruptData, InvalidInput, UnknownBank, UnknownConcept, WhenceError
 from concepts.repository import Repository
+from offline.exclusive import alone_in
 from offline.exemplars import cut_out
 from offline.images import open_folder
 from offline.naming.label import LabelConfig, Labelled, label, rename
@@ -320,7 +321,7 @@ def refusals(place: Path, repository: Repository, root: Path) -> list[tuple[str,
         (nmf, {"clip": str(root / "other")}, f"{right.digest}.*{wrong}"),
         (nmf, {"clip": str(root / "nothing")}, "there is no CLIP"),
         (nmf, {"vocabulary": root}, "no vocabulary"),
-        (nmf, {"images": root / "elsewhere"}, "none of the images that the exemplars were cut from"),
+        (nmf, {"images": root / "elsewhere"}, "has 0 of the .* images that the exemplars were cut from"),
         (nmf, {"images": root / "empty"}, "holds no images"),
         ("cnn/stage3/bare", {}, "--exemplars"),
         ("cnn/stage3/bare", {"images": None, "counterfactuals": 0}, "--exemplars"),
@@ -361,11 +362,12 @@ def test_exemplars_whose_image_is_gone_are_done_without(apart: Repository, place
     (only / source).parent.mkdir(parents=True)
     shutil.copy(place / "images" / "train" / source, only / source)
     (only / "broken.png").write_bytes(b"no picture")
-    few = label(apart, bank.reference, config(place, images=only), silent).bank
-    assert [len(one.counterfactuals) <= 1 for one in few.concepts] == [True] * 5
-    (only / source).write_bytes(b"no picture")
-    with pytest.raises(InvalidInput, match="all were skipped"):
+    with pytest.raises(InvalidInput, match=r"has 1 of the \d+ images"):  # it may be another image of that name
         label(apart, bank.reference, config(place, images=only), silent)
+    for picture in (tmp_path / "images").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    with pytest.raises(InvalidInput, match="all were skipped"):
+        label(apart, bank.reference, config(place, images=tmp_path / "images"), silent)
 
 
 def test_a_clip_that_is_not_portable_stays_outside(
@@ -391,12 +393,21 @@ def test_progress_is_told_to_its_end(apart: Repository, place: Path) -> None:
         assert all(done < total for done, total in told[:-1])
 
 
-def test_a_vocabulary_without_words_leaves_concepts_unnamed(
-    apart: Repository, place: Path, clip: Clip, tmp_path: Path
-) -> None:
+def test_a_vocabulary_without_words_is_refused(apart: Repository, place: Path, clip: Clip, tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("this is it\n")
     build(Texts(tmp_path / "captions.txt", clip), clip, tmp_path / "vocabulary")
-    bank = label(apart, "cnn/stage3/nmf", config(place, images=None, vocabulary=tmp_path / "vocabulary"), silent).bank
-    assert [(one.label, one.naming) for one in bank.concepts] == [("", None)] * 5
-    assert bank.embeddings is not None
-    assert bool(bank.embeddings.any(1).all())
+    served = apart.banks()
+    with pytest.raises(InvalidInput, match="no word for any concept"):
+        label(apart, "cnn/stage3/nmf", config(place, images=None, vocabulary=tmp_path / "vocabulary"), silent)
+    assert apart.banks() == served
+
+
+def test_a_bank_is_changed_by_one_command_at_a_time(apart: Repository, place: Path) -> None:
+    served = apart.banks()
+    with alone_in(apart.workspace("cnn", "stage3", "nmf"), "taken"):
+        with pytest.raises(AlreadyExists, match="another command"):
+            rename(apart, "cnn/stage3/nmf", 0, "mine")
+        with pytest.raises(AlreadyExists, match="another command"):
+            label(apart, "cnn/stage3/nmf", config(place, images=None), silent)
+    assert apart.banks() == served
+    assert rename(apart, "cnn/stage3/nmf", 0, "mine").concepts[0].label == "mine"
