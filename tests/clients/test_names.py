@@ -80,6 +80,7 @@ def test_what_the_server_is_asked(server: FakeServer, client: whence.Client) -> 
         ({"text": " \n"}, "words to look for"),
         ({"text": "x" * 1001}, "1000"),
         ({"text": 7}, "words to look for"),
+        ({"text": "ear\udcff"}, "not UTF-8"),
         ({"by": "smell"}, "'label'"),
         ({"bank": " "}, "model/layer/name"),
         ({"limit": -1}, "limit"),

@@ -236,6 +236,8 @@ def search(
     """
     if not isinstance(text, str) or not 1 <= len(text.strip()) <= _LONGEST_TEXT:
         raise InvalidArgument(f"text holds words to look for, at most {_LONGEST_TEXT} characters.")
+    if any("\ud800" <= character <= "\udfff" for character in text):  # halves of characters, which UTF-8 does not have
+        raise InvalidArgument("text holds what is no text: it was read from bytes that are not UTF-8.")
     return service_pb2.SearchConceptsRequest(
         text=text.strip(),
         by=_choice("by", SEARCHES, by),
