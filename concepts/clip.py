@@ -61,11 +61,6 @@ class Clip:
         return int(self.model_cfg["embed_dim"])
 
     @cached_property
-    def temperature(self) -> float:
-        """What cosines are multiplied by before a softmax, as it was trained."""
-        return float(self._network.logit_scale.detach().exp())
-
-    @cached_property
     def digest(self) -> str:
         """sha256 of its ``clip.json``."""
         return hashlib.sha256(self.files[MANIFEST]).hexdigest()
