@@ -53,7 +53,7 @@ class Word:
 
     text: str
     score: float
-    """How well it fits, as of ``Naming``."""
+    """How well it fits, by the rule that named the concept: larger is better. No share, as a naming's score is."""
 
 
 @dataclass(frozen=True)

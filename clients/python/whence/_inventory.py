@@ -78,7 +78,7 @@ class Word:
 
     text: str
     score: float
-    """How well it fits."""
+    """How well it fits, by the rule that named the concept: larger is better. No share, as a naming's score is."""
 
 
 @dataclass(frozen=True, slots=True)
