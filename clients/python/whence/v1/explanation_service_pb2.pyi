@@ -13,30 +13,48 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_INTERACTIVE: _ClassVar[Priority]
+    PRIORITY_BACKGROUND: _ClassVar[Priority]
+
 class SearchBy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SEARCH_BY_UNSPECIFIED: _ClassVar[SearchBy]
     SEARCH_BY_MEANING: _ClassVar[SearchBy]
     SEARCH_BY_LABEL: _ClassVar[SearchBy]
+
+class ContractRevision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONTRACT_REVISION_UNSPECIFIED: _ClassVar[ContractRevision]
+    CONTRACT_REVISION_1: _ClassVar[ContractRevision]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_INTERACTIVE: Priority
+PRIORITY_BACKGROUND: Priority
 SEARCH_BY_UNSPECIFIED: SearchBy
 SEARCH_BY_MEANING: SearchBy
 SEARCH_BY_LABEL: SearchBy
+CONTRACT_REVISION_UNSPECIFIED: ContractRevision
+CONTRACT_REVISION_1: ContractRevision
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("request_id", "image", "bank", "target", "options", "deadline")
+    __slots__ = ("request_id", "image", "bank", "target", "options", "deadline", "priority")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     BANK_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: _image_pb2.Image
     bank: str
     target: _explanation_pb2.Target
     options: _explanation_pb2.ExplainOptions
     deadline: _duration_pb2.Duration
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., bank: _Optional[str] = ..., target: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ..., options: _Optional[_Union[_explanation_pb2.ExplainOptions, _Mapping]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[_image_pb2.Image, _Mapping]] = ..., bank: _Optional[str] = ..., target: _Optional[_Union[_explanation_pb2.Target, _Mapping]] = ..., options: _Optional[_Union[_explanation_pb2.ExplainOptions, _Mapping]] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
     __slots__ = ("request_id", "explanation")
@@ -305,3 +323,39 @@ class UnsearchedBank(_message.Message):
     reference: str
     reason: str
     def __init__(self, reference: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("version", "contract_revision", "limits")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_REVISION_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    contract_revision: ContractRevision
+    limits: Limits
+    def __init__(self, version: _Optional[str] = ..., contract_revision: _Optional[_Union[ContractRevision, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("request_bytes", "reply_bytes", "pixels", "image_formats", "top_k", "scales", "stream_in_flight", "deadline", "default_deadline")
+    REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FORMATS_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    SCALES_FIELD_NUMBER: _ClassVar[int]
+    STREAM_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    request_bytes: int
+    reply_bytes: int
+    pixels: int
+    image_formats: _containers.RepeatedScalarFieldContainer[str]
+    top_k: int
+    scales: int
+    stream_in_flight: int
+    deadline: _duration_pb2.Duration
+    default_deadline: _duration_pb2.Duration
+    def __init__(self, request_bytes: _Optional[int] = ..., reply_bytes: _Optional[int] = ..., pixels: _Optional[int] = ..., image_formats: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., scales: _Optional[int] = ..., stream_in_flight: _Optional[int] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., default_deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...

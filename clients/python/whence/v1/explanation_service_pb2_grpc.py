@@ -83,6 +83,11 @@ class ExplanationServiceStub:
                 request_serializer=whence_dot_v1_dot_explanation__service__pb2.SearchConceptsRequest.SerializeToString,
                 response_deserializer=whence_dot_v1_dot_explanation__service__pb2.SearchConceptsResponse.FromString,
                 _registered_method=True)
+        self.GetServerInfo = channel.unary_unary(
+                '/whence.v1.ExplanationService/GetServerInfo',
+                request_serializer=whence_dot_v1_dot_explanation__service__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=whence_dot_v1_dot_explanation__service__pb2.GetServerInfoResponse.FromString,
+                _registered_method=True)
 
 
 class ExplanationServiceServicer:
@@ -152,6 +157,13 @@ class ExplanationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetServerInfo(self, request, context):
+        """What the server is, and what may be asked of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExplanationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -199,6 +211,11 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
                     servicer.SearchConcepts,
                     request_deserializer=whence_dot_v1_dot_explanation__service__pb2.SearchConceptsRequest.FromString,
                     response_serializer=whence_dot_v1_dot_explanation__service__pb2.SearchConceptsResponse.SerializeToString,
+            ),
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=whence_dot_v1_dot_explanation__service__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=whence_dot_v1_dot_explanation__service__pb2.GetServerInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -448,6 +465,33 @@ class ExplanationService:
             '/whence.v1.ExplanationService/SearchConcepts',
             whence_dot_v1_dot_explanation__service__pb2.SearchConceptsRequest.SerializeToString,
             whence_dot_v1_dot_explanation__service__pb2.SearchConceptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/whence.v1.ExplanationService/GetServerInfo',
+            whence_dot_v1_dot_explanation__service__pb2.GetServerInfoRequest.SerializeToString,
+            whence_dot_v1_dot_explanation__service__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,
