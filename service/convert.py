@@ -37,6 +37,7 @@ from concepts.preprocessing import Box
 from concepts.repository import BankSummary, BankVersion
 from service.overlay import overlay, png
 from service.search import Query, SearchBy
+from service.settings import Settings
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -415,6 +416,27 @@ def concept_to(bank: Bank, concept: Concept, pictures: Mapping[str, bytes], spec
         naming=None if concept.naming is None else _naming_to(concept.naming),
         counterfactuals=[_exemplar_to(exemplar, pictures) for exemplar in concept.counterfactuals],
     )
+
+
+def server_info_to(settings: Settings, version: str) -> service_pb2.GetServerInfoResponse:
+    """Return what the server of a version is and accepts, as a message."""
+    limits = settings.limits
+    response = service_pb2.GetServerInfoResponse(
+        version=version,
+        contract_revision=max(service_pb2.ContractRevision.values()),
+        limits=service_pb2.Limits(
+            request_bytes=limits.request_bytes,
+            reply_bytes=limits.reply_bytes,
+            pixels=limits.pixels,
+            image_formats=limits.image_formats,
+            top_k=limits.top_k,
+            scales=limits.scales,
+            stream_in_flight=limits.stream_in_flight,
+        ),
+    )
+    response.limits.deadline.FromNanoseconds(round(limits.deadline_s * 1e9))
+    response.limits.default_deadline.FromNanoseconds(round(settings.default_deadline_s * 1e9))
+    return response
 
 
 def box_to(box: Box) -> image_pb2.Box:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,6 +33,9 @@ from service.search import Found, Searcher
 from service.settings import Settings
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as pb
+
+DISTRIBUTION = "whence-server"
+"""What this is installed as."""
 
 Value = TypeVar("Value")
 Asked = TypeVar("Asked", pb.ExplainRequest, pb.ContrastRequest, pb.InterveneRequest)
@@ -150,6 +154,10 @@ class Handlers:
             raise DeadlineExceeded(
                 f"The answer was not there after {allowed_s:g} s; banks are still being loaded: try again in a moment."
             ) from None
+
+    async def get_server_info(self, request: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
+        """Say what the server is, and what it accepts."""
+        return convert.server_info_to(self._settings, version(DISTRIBUTION))
 
     def close(self) -> None:
         """Stop decoding and searching."""

@@ -133,6 +133,14 @@ class Ingress:
             "SearchConcepts", request, grpc_context, self._handlers.search_concepts, pb.SearchConceptsResponse
         )
 
+    async def GetServerInfo(  # noqa: N802
+        self, request: pb.GetServerInfoRequest, grpc_context: Context
+    ) -> pb.GetServerInfoResponse:
+        """Say what the server is, and what it accepts."""
+        return await self._unary(
+            "GetServerInfo", request, grpc_context, self._handlers.get_server_info, pb.GetServerInfoResponse
+        )
+
     # grpc.health.v1.Health: a replica that is reached at all has loaded its banks, so it is serving.
 
     async def Check(  # noqa: N802

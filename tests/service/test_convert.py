@@ -20,6 +20,7 @@ from concepts.preprocessing import Box, Preprocessing
 from concepts.repository import BankSummary, BankVersion
 from service import convert
 from service.search import Query
+from service.settings import Limits, Settings
 from whence.v1 import bank_pb2, explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -474,3 +475,26 @@ def test_every_choice_of_a_search_arrives() -> None:
     for wrong in (message(), message(text="x", by=3), message(text="x", limit=0), message(text="x", limit=4)):
         with pytest.raises(InvalidInput):
             convert.query_from(wrong, limit=3)
+
+
+def test_what_the_server_accepts_arrives() -> None:
+    limits = Limits(
+        request_bytes=2**21,
+        reply_bytes=2**22,
+        pixels=2**33,
+        image_formats=("PNG", "GIF"),
+        top_k=7,
+        scales=8,
+        stream_in_flight=9,
+        deadline_s=12.5,
+    )
+    message = convert.server_info_to(Settings(repository="x", limits=limits, default_deadline_s=2.25), "1.2.3")
+    assert message.version == "1.2.3"
+    assert message.contract_revision == max(service_pb2.ContractRevision.values()) >= 1
+    sent = message.limits
+    for field in sent.DESCRIPTOR.fields:
+        if field.message_type is None:
+            value = getattr(sent, field.name)
+            assert (tuple(value) if field.is_repeated else value) == getattr(limits, field.name), field.name
+    assert (sent.deadline.ToNanoseconds(), sent.default_deadline.ToNanoseconds()) == (12_500_000_000, 2_250_000_000)
+    assert len(sent.DESCRIPTOR.fields) == len(sent.ListFields()), "a limit was not filled in"

@@ -6,6 +6,7 @@ import asyncio
 import io
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,7 @@ async def test_bad_input_gets_a_typed_answer(serve: Serve, fields: dict[str, Any
 
 async def test_malformed_protobuf_gets_a_typed_answer(serve: Serve) -> None:
     async with serve() as server:
-        for rpc in ("Explain", "Intervene", "GetBank", "Contrast", "SearchConcepts"):
+        for rpc in ("Explain", "Intervene", "GetBank", "Contrast", "SearchConcepts", "GetServerInfo"):
             call = server.channel.unary_unary(f"/whence.v1.ExplanationService/{rpc}")
             code, message, info = await refusal(call(b"\xff\xff\xff"))
             assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT")
@@ -451,6 +452,17 @@ async def test_preloading_skips_what_cannot_be_loaded(small_repository: Path, ca
     await explainer.preload(None)
     assert len(explainer._engines._entries) == 1
     await explainer.close()
+
+
+async def test_the_server_says_what_it_is_and_accepts(serve: Serve) -> None:
+    async with serve(limits={"top_k": 7, "deadline_s": 30.5}) as server:
+        info = await server.stub.GetServerInfo(pb.GetServerInfoRequest())
+        assert info.version == version("whence-server")
+        assert info.contract_revision == max(pb.ContractRevision.values())
+        assert (info.limits.top_k, info.limits.deadline.ToNanoseconds()) == (7, 30_500_000_000)
+        options = explanation_pb2.ExplainOptions(top_k=info.limits.top_k + 1)
+        assert (await refusal(server.stub.Explain(ask(held_out()[0], options=options))))[2].reason == "INVALID_INPUT"
+        assert server.counts.requests["GetServerInfo", "OK"] == 1
 
 
 async def test_health(serve: Serve) -> None:
