@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 import whence
-from whence import _commands, _contrast_words, _images, _labels, _requests, _search_words, _tree, _words
+from whence import _contrast_words, _images, _labels, _requests, _search_words, _tree, _words
+from whence._cli import app as commands
 from whence.testing import FakeServer, make_concept, make_contrast, make_explanation, make_search
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -30,7 +31,7 @@ def run(server: FakeServer) -> Callable[..., Result]:
     """Run a command against the fake service."""
     server.concepts = {(BANK, concept.id): concept for concept in (make_concept(0), make_concept(3))}
     environment = {"WHENCE_ADDRESS": server.address, "COLUMNS": "160"}
-    return lambda *arguments: CliRunner().invoke(_commands.app, arguments, env=environment)
+    return lambda *arguments: CliRunner().invoke(commands.app, arguments, env=environment)
 
 
 # Searching -------------------------------------------------------------------------------------------------------

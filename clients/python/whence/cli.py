@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from whence import _errors
+from whence._cli.failures import EXIT_CODES, line
 from whence._errors import WhenceError
-
-if TYPE_CHECKING:
-    import typer
-
-EXIT_CODES: dict[type[WhenceError], int] = {
-    WhenceError: 1,
-    _errors.InternalError: 1,
-    _errors.DataLoss: 1,
-    _errors.InvalidArgument: 2,  # as for a wrong command line
-    _errors.NotFound: 3,
-    _errors.Unavailable: 4,
-    _errors.ResourceExhausted: 4,
-    _errors.Overloaded: 4,
-    _errors.DeadlineExceeded: 4,
-    _errors.Cancelled: 4,
-    _errors.Unauthenticated: 5,
-    _errors.PermissionDenied: 5,
-    _errors.Unimplemented: 6,
-    _errors.FailedPrecondition: 6,
-    _errors.MissingExtra: 6,
-    _errors.AlreadyExists: 6,
-}
-"""What the command exits with, by failure."""
 
 
 def main() -> None:
     """Run the command; a failure is one line on standard error and a documented exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text, nor terminals know Unicode
     try:
-        app = _app()
-        app()
+        code = _runner()()
     except WhenceError as error:
-        message = " ".join(error.message.split())
-        request = f" (request {error.request_id})" if error.request_id else ""
-        print(f"whence: {message}{request}", file=sys.stderr)  # noqa: T201
-        sys.exit(EXIT_CODES[type(error)])
+        print(line(error, as_json="--json" in sys.argv), file=sys.stderr)  # noqa: T201
+        code = EXIT_CODES[type(error)]
+    sys.exit(code)
 
 
-def _app() -> typer.Typer:
-    """The commands; loads typer and rich."""
+def _runner() -> Callable[[], int]:
+    """What runs the commands; loads typer and rich."""
     try:
-        from whence._commands import app
+        from whence._cli.app import run
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] == "whence":
             raise
         raise _errors.missing_extra("cli", exc.name or "typer") from exc
-    return app
+    return run

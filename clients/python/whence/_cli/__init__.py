@@ -1,0 +1,1 @@
+"""The ``whence`` command, by what is asked; needs the extra ``cli``."""
