@@ -17,7 +17,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1) --pyi_out=
 SERVERS := tests/e2e tests/offline/store/test_command.py tests/offline/test_locations.py
 uv_version = $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 
-.PHONY: help setup demo test lint format bench proto release-contract lock clean
+.PHONY: help setup demo test lint format bench proto sync-client release-contract lock clean
 
 help:  ## Say what there is.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -37,6 +37,7 @@ lint: $(INSTALLED) $(BUF_INSTALLED)  ## Check style, types and the wire contract
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file pyproject.toml -p whence
+	$(BIN)/python clients/python/sync_client.py --check
 	$(BUF) lint proto
 	$(BUF) breaking proto --against proto/released.binpb
 	fresh=$$(mktemp -d)
@@ -55,6 +56,9 @@ bench: $(INSTALLED)  ## Measure everything; results in benchmarks/results.
 proto: $(INSTALLED) $(BUF_INSTALLED)  ## Generate the stubs anew.
 	@$(BUF) lint proto
 	$(call PROTOC,clients/python)
+
+sync-client: $(INSTALLED)  ## Make the Python client for threads out of the asynchronous one.
+	@$(BIN)/python clients/python/sync_client.py
 
 release-contract: $(BUF_INSTALLED)  ## Make today's contract the one that must not break.
 	@$(BUF) build proto -o proto/released.binpb

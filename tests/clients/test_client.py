@@ -121,7 +121,7 @@ def test_input_maps_by_every_method(
 
 
 def test_all_calls_carry_the_application_and_a_token(server: FakeServer, image: NDArray[np.uint8]) -> None:
-    tokens = iter("abcdefgh")
+    tokens = iter("-abcdefgh")  # the first goes with the question what the service is
     server.models, server.banks = {"fake": MODEL}, {BANK: HELD}
     server.concepts = {(BANK, 7): CONCEPT}
     with whence.Client(server.address, token=lambda: next(tokens), application="other") as client:

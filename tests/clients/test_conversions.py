@@ -262,6 +262,7 @@ def test_every_option_reaches_the_request() -> None:
         parts=True,
         input_method="gradient",
         concepts="all",
+        priority="background",
     )
     assert question.bank == "m/l/n@ab"
     assert question.target == explanation_pb2.Target(name="tabby")
@@ -278,6 +279,7 @@ def test_every_option_reaches_the_request() -> None:
     assert options.parts is True
     assert options.input_method == explanation_pb2.INPUT_METHOD_GRADIENT
     assert options.concepts == explanation_pb2.CONCEPT_SCOPE_ALL
+    assert question.priority == service_pb2.PRIORITY_BACKGROUND
 
 
 @pytest.mark.parametrize("encoding", [explanation_pb2.MAP_ENCODING_FLOAT16, explanation_pb2.MAP_ENCODING_FLOAT32])

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from whence._async_client import AsyncClient
     from whence._channel import TLS
     from whence._client import Client
     from whence._contrast import Contrast, PlaneReport, ShiftPoint
@@ -46,12 +47,15 @@ if TYPE_CHECKING:
         PartsReport,
         Timings,
     )
+    from whence._handshake import VersionWarning
     from whence._intervention import Intervention
     from whence._inventory import Bank, Concept, Exemplar, Labelling, Model, Naming, Word
     from whence._search import FoundConcept, SearchResults, UnsearchedBank
-    from whence._stream import Outcome
+    from whence._server_info import Limits, ServerInfo
+    from whence._window import Outcome
 
 _NAMES_BY_MODULE = {
+    "_async_client": ("AsyncClient",),
     "_channel": ("TLS",),
     "_client": ("Client",),
     "_contrast": ("Contrast", "PlaneReport", "ShiftPoint"),
@@ -84,10 +88,12 @@ _NAMES_BY_MODULE = {
         "PartsReport",
         "Timings",
     ),
+    "_handshake": ("VersionWarning",),
     "_intervention": ("Intervention",),
     "_inventory": ("Bank", "Concept", "Exemplar", "Labelling", "Model", "Naming", "Word"),
     "_search": ("FoundConcept", "SearchResults", "UnsearchedBank"),
-    "_stream": ("Outcome",),
+    "_server_info": ("Limits", "ServerInfo"),
+    "_window": ("Outcome",),
 }
 _HOMES = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
@@ -96,6 +102,7 @@ __version__ = "0.1.0"
 __all__ = [
     "TLS",
     "AlreadyExists",
+    "AsyncClient",
     "Bank",
     "Box",
     "Cancelled",
@@ -117,6 +124,7 @@ __all__ = [
     "Intervention",
     "InvalidArgument",
     "Labelling",
+    "Limits",
     "MissingExtra",
     "Model",
     "Naming",
@@ -128,12 +136,14 @@ __all__ = [
     "PlaneReport",
     "ResourceExhausted",
     "SearchResults",
+    "ServerInfo",
     "ShiftPoint",
     "Timings",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "UnsearchedBank",
+    "VersionWarning",
     "WhenceError",
     "Word",
     "__version__",

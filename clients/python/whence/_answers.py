@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from whence import _requests
+from whence import _requests, _status
 from whence._contrast import Contrast, PlaneReport, ShiftPoint
 from whence._errors import DataLoss, missing_extra
 from whence._explanation import (
@@ -33,6 +33,7 @@ from whence._images import Source
 from whence._intervention import Intervention
 from whence._inventory import Bank, BankKind, Concept, Exemplar, Labelling, Model, Naming, Word
 from whence._search import FoundConcept, SearchBy, SearchResults, UnsearchedBank
+from whence._server_info import Limits, ServerInfo
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -197,6 +198,26 @@ def search(answer: service_pb2.SearchConceptsResponse, text: str, by: SearchBy) 
         by=by,
         found=tuple(FoundConcept(_concept(each.concept, each.bank), each.score) for each in answer.concepts),
         unsearched=tuple(UnsearchedBank(each.reference, each.reason) for each in answer.unsearched),
+    )
+
+
+def server_info(answer: service_pb2.GetServerInfoResponse) -> ServerInfo:
+    """The record of a server's version and limits."""
+    limits = answer.limits
+    return ServerInfo(
+        version=answer.version,
+        contract_revision=answer.contract_revision,
+        limits=Limits(
+            request_bytes=limits.request_bytes,
+            reply_bytes=limits.reply_bytes,
+            pixels=limits.pixels,
+            image_formats=tuple(limits.image_formats),
+            top_k=limits.top_k,
+            scales=limits.scales,
+            stream_in_flight=limits.stream_in_flight,
+            deadline_s=_status.seconds(limits.deadline),
+            default_deadline_s=_status.seconds(limits.default_deadline),
+        ),
     )
 
 

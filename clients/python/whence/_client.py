@@ -1,33 +1,35 @@
 """The client: convert, call, convert."""
+# Made from _async_client.py by `make sync-client`: change that.
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from whence import _answers, _images, _requests, _retry, _status
-from whence._channel import TLS, connect
+from whence import _answers, _handshake, _images, _requests, _retry
+from whence import _sync_io as _io
+from whence._channel import TLS, channel_settings, client_closed
 from whence._contrast import Contrast
-from whence._errors import FailedPrecondition, InvalidArgument, ResourceExhausted
-from whence._explanation import ConceptScope, Estimator, Explanation, InputMethod, MapKind, MapSize, Order
+from whence._errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable, WhenceError
+from whence._explanation import ConceptScope, Estimator, Explanation, InputMethod, MapKind, MapSize, Order, Priority
 from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
 from whence._search import SearchBy, SearchResults
-from whence._stream import Outcome, Stream
+from whence._server_info import ServerInfo
+from whence._stream import Stream
+from whence._window import Outcome, Window
 from whence.v1 import explanation_service_pb2 as service_pb2
-from whence.v1 import explanation_service_pb2_grpc as service_grpc
 
 if TYPE_CHECKING:
     from whence._images import ImageLike
 
-A = TypeVar("A")
-
 # Room for everything in a request but the image.
 _ENVELOPE_BYTES = 4096
+# What an image may take where neither the caller nor the service set a limit.
+_DEFAULT_MESSAGE_BYTES = 64 * 2**20
 
 
 class Client:
@@ -40,14 +42,21 @@ class Client:
     timeout_s
         How long to wait for an answer, in seconds, retries included; each call may name its own.
     token
-        Sent as a bearer token. A callable is asked before every attempt, so it can renew. Without ``tls`` it travels in
-        clear: use that only where the network is your own.
+        Sent as a bearer token. A callable is asked before every attempt, so it can renew.
+        A token that is refused is not tried again. Without ``tls`` it travels in clear: use that only where the network
+        is your own.
     tls
         None for plain text, True for an encrypted connection with the usual authorities, or a `TLS`.
     max_message_bytes
-        Largest message in either direction, in bytes.
+        Largest message in either direction, in bytes. Default: what the service says that it takes.
     max_attempts
         How often a call is tried where the service cannot be reached or is busy; 1 turns retries off.
+    retry_budget
+        How many retries all calls together may take; ten calls that succeed give one back. Where none is left, a
+        failure is raised at once: a service in trouble is not asked ``max_attempts`` times as often.
+    check_version
+        Ask the service, once and before the first call, what it is: one of another major version is refused, and a
+        `VersionWarning` says if it may ignore newer options.
     application
         Name of the Ray Serve application behind the address.
 
@@ -59,7 +68,7 @@ class Client:
     Examples
     --------
     >>> with whence.Client("localhost:9000") as client:  # doctest: +SKIP
-    ...     client.explain("photo.jpg", bank="resnet50/layer4/craft").concepts[0].label
+    ...     (client.explain("photo.jpg", bank="resnet50/layer4/craft")).concepts[0].label
     'pointed ear'
     """
 
@@ -68,21 +77,26 @@ class Client:
         address: str = "localhost:9000",
         *,
         timeout_s: float = 30.0,
-        token: str | Callable[[], str] | None = None,
+        token: _io.Token | None = None,
         tls: TLS | bool | None = None,
-        max_message_bytes: int = 64 * 2**20,
+        max_message_bytes: int | None = None,
         max_attempts: int = 5,
+        retry_budget: int = 20,
+        check_version: bool = True,
         application: str = "whence",
     ) -> None:
         self.address = address
         self._timeout_s = _requests.timeout(timeout_s)
         self._token = token
-        self._max_message_bytes = _at_least_one("max_message_bytes", max_message_bytes)
+        self._max_message_bytes = (
+            None if max_message_bytes is None else _requests.at_least_one("max_message_bytes", max_message_bytes)
+        )
         self._application = application
-        self._policy = _retry.RetryPolicy(max_attempts=_at_least_one("max_attempts", max_attempts))
-        settings = (TLS() if tls else None) if isinstance(tls, bool) else tls
-        self._channel = connect(address, settings, self._max_message_bytes)
-        self._stub = service_grpc.ExplanationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._policy = _retry.RetryPolicy(max_attempts=_requests.at_least_one("max_attempts", max_attempts))
+        self._budget = _retry.RetryBudget(_requests.uint32("retry_budget", retry_budget))
+        self._handshake = _handshake.Handshake(enabled=check_version)
+        self._greeting = _io.Lock()
+        self._connection = _io.Connection(channel_settings(address, tls, self._max_message_bytes))
         self._closed = False
 
     def __enter__(self) -> Client:
@@ -99,7 +113,7 @@ class Client:
     def close(self) -> None:
         """Close the connection; calls that still run are cancelled."""
         self._closed = True
-        self._channel.close()
+        self._connection.close()
 
     def explain(
         self,
@@ -117,6 +131,7 @@ class Client:
         parts: bool = False,
         input_method: InputMethod = "gradient",
         concepts: ConceptScope = "target",
+        priority: Priority = "interactive",
         timeout_s: float | None = None,
     ) -> Explanation:
         """Explain one image.
@@ -156,6 +171,8 @@ class Client:
         concepts
             Where the bank holds concepts per class: those of the ``target``'s class, or those of ``all`` classes, which
             then compete for the activation; the target may then be any class of the model.
+        priority
+            ``interactive``: somebody waits. ``background``: takes only what interactive requests leave.
         timeout_s
             How long to wait, in seconds, in place of the client's own.
 
@@ -177,8 +194,9 @@ class Client:
             parts=parts,
             input_method=input_method,
             concepts=concepts,
+            priority=priority,
         )
-        return self._explain(self._read(image), question, self._patience(timeout_s))
+        return self._explain(_io.read_image(image), question, self._patience(timeout_s))
 
     def explain_many(
         self,
@@ -196,6 +214,7 @@ class Client:
         parts: bool = False,
         input_method: InputMethod = "gradient",
         concepts: ConceptScope = "target",
+        priority: Priority = "interactive",
         timeout_s: float | None = None,
         max_in_flight: int = 32,
         ordered: bool = True,
@@ -203,12 +222,12 @@ class Client:
         """Explain many images over one stream; every image gets exactly one outcome, and a failure is one of them.
 
         ``images`` may be endless: it is read, in the caller's thread, only as far as answers are taken. Options are
-        those of `explain`.
+        those of `explain`. Who stops early closes the generator (``contextlib.closing``), which ends the stream.
 
         Parameters
         ----------
         images
-            Images in any form that `explain` takes.
+            Images in any form that `explain` takes. An outcome that is there is given when the next image is.
         timeout_s
             How long to wait for each image, in seconds, from when it is sent.
         max_in_flight
@@ -220,6 +239,8 @@ class Client:
         ------
         InvalidArgument
             At once, if an option cannot be right.
+        FailedPrecondition
+            With the first outcome, if the service cannot be understood, or the client is closed.
         """
         question = _requests.question(
             bank=bank,
@@ -234,18 +255,25 @@ class Client:
             parts=parts,
             input_method=input_method,
             concepts=concepts,
+            priority=priority,
         )
         if isinstance(images, (str, bytes, bytearray, os.PathLike)):
             raise InvalidArgument("images holds many: pass a list of images, or use explain for one.")
         self._check_open()
-        stream = Stream(
-            open_call=self._open_stream,
-            read=self._read,
-            alone=self._explain,
-            question=question,
+        patience_s = self._patience(timeout_s)
+        window = Window(
+            question,
             policy=self._policy,
-            timeout_s=self._patience(timeout_s),
-            max_in_flight=_at_least_one("max_in_flight", max_in_flight),
+            budget=self._budget,
+            timeout_s=patience_s,
+            size=_requests.at_least_one("max_in_flight", max_in_flight),
+        )
+        stream = Stream(
+            window,
+            greet=lambda: self._greet_if_there(patience_s),
+            read=self._read,
+            open_exchange=self._open_exchange,
+            alone=self._explain,
         )
         return stream.ordered(images) if ordered else stream.as_answered(images)
 
@@ -284,7 +312,8 @@ class Client:
             One of its subclasses, by what went wrong.
         """
         what_if = _requests.what_if(bank=bank, scales=scales, target=target, concepts=concepts)
-        answer = self._ask(self._stub.Intervene, self._read(image), what_if, self._patience(timeout_s))
+        source = _io.read_image(image)
+        answer = self._ask("Intervene", source, what_if, self._patience(timeout_s))
         return _answers.intervention(answer, answer.request_id, what_if.scales)
 
     def contrast(
@@ -343,24 +372,24 @@ class Client:
             map_size=map_size,
             shift=shift,
         )
-        source = self._read(image)
-        answer = self._ask(self._stub.Contrast, source, pair, self._patience(timeout_s))
+        source = _io.read_image(image)
+        answer = self._ask("Contrast", source, pair, self._patience(timeout_s))
         return _answers.contrast(answer, answer.request_id, source)
 
     def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """The models that the service explains."""
-        answer = self._call(self._stub.ListModels, service_pb2.ListModelsRequest(), timeout_s)
+        answer = self._fetch("ListModels", service_pb2.ListModelsRequest(), timeout_s)
         return tuple(map(_answers.model, answer.models))
 
     def banks(self, model: str | None = None, *, timeout_s: float | None = None) -> tuple[Bank, ...]:
         """The banks that the service holds, or those of one model."""
-        answer = self._call(self._stub.ListBanks, service_pb2.ListBanksRequest(model=model or ""), timeout_s)
+        answer = self._fetch("ListBanks", service_pb2.ListBanksRequest(model=model or ""), timeout_s)
         return tuple(map(_answers.bank, answer.banks))
 
     def bank(self, reference: str, *, timeout_s: float | None = None) -> Bank:
         """One bank, by ``model/layer/name`` or ``model/layer/name@digest``."""
         request = service_pb2.GetBankRequest(bank=_requests.reference(reference))
-        return _answers.bank(self._call(self._stub.GetBank, request, timeout_s).bank)
+        return _answers.bank((self._fetch("GetBank", request, timeout_s)).bank)
 
     def concept(
         self, reference: str, concept_id: int, *, max_exemplars: int | None = None, timeout_s: float | None = None
@@ -374,7 +403,7 @@ class Client:
             concept_id=_requests.uint32("concept_id", concept_id),
             max_exemplars=None if max_exemplars is None else _requests.uint32("max_exemplars", max_exemplars),
         )
-        return _answers.concept(self._call(self._stub.GetConcept, request, timeout_s))
+        return _answers.concept(self._fetch("GetConcept", request, timeout_s))
 
     def search(
         self,
@@ -421,16 +450,24 @@ class Client:
         ['striped fur', 'zebra?', 'bars']
         """
         request = _requests.search(text=text, by=by, model=model, bank=bank, limit=limit, max_exemplars=max_exemplars)
-        return _answers.search(self._call(self._stub.SearchConcepts, request, timeout_s), request.text, by)
+        return _answers.search(self._fetch("SearchConcepts", request, timeout_s), request.text, by)
+
+    def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
+        """The service's version and limits; asked anew, and of any version."""
+        request = service_pb2.GetServerInfoRequest()
+        answer = self._call(
+            "GetServerInfo", lambda _: request, _requests.new_request_id(), self._patience(timeout_s), greet=False
+        )
+        return _answers.server_info(answer)
 
     def _explain(self, source: _images.Source, question: _requests.Question, timeout_s: float) -> Explanation:
         """Ask to explain one image."""
-        answer = self._ask(self._stub.Explain, source, question, timeout_s)
+        answer = self._ask("Explain", source, question, timeout_s)
         return _answers.explanation(answer.explanation, answer.request_id, source)
 
     def _ask(
         self,
-        method: Callable[..., Any],
+        method: str,
         source: _images.Source,
         question: _requests.Question | _requests.WhatIf | _requests.Pair,
         timeout_s: float,
@@ -438,61 +475,109 @@ class Client:
         """Ask anything about one image; the answer has the request's id, whatever the service made of it."""
         request_id = _requests.new_request_id()
 
-        def attempt(remaining_s: float) -> Any:
-            request = question.request(source, request_id, remaining_s)
-            return self._attempt(method, request, request_id, remaining_s)
+        def request(remaining_s: float) -> Any:
+            self._check_size(source)
+            return question.request(source, request_id, remaining_s)
 
-        answer = _retry.run(attempt, self._policy, timeout_s)
+        answer = self._call(method, request, request_id, timeout_s)
         answer.request_id = answer.request_id or request_id
         return answer
 
-    def _call(self, method: Callable[..., A], request: Any, timeout_s: float | None) -> A:
+    def _fetch(self, method: str, request: Any, timeout_s: float | None) -> Any:
         """Ask anything that carries neither id nor deadline in the message."""
-        request_id = _requests.new_request_id()
-        return _retry.run(
-            lambda remaining_s: self._attempt(method, request, request_id, remaining_s),
-            self._policy,
-            self._patience(timeout_s),
+        return self._call(method, lambda _: request, _requests.new_request_id(), self._patience(timeout_s))
+
+    def _call(
+        self,
+        method: str,
+        request: Callable[[float], Any],
+        request_id: str,
+        timeout_s: float,
+        *,
+        greet: bool = True,
+    ) -> Any:
+        """Call until there is an answer, a final error, or no time left; ``request`` is made of the time left, in s."""
+        attempts = _retry.Attempts(self._policy, self._budget, timeout_s)
+        while True:
+            try:
+                if greet:
+                    self._greet(attempts.remaining_s())
+                answer = self._attempt(method, request(attempts.remaining_s()), request_id, attempts.remaining_s())
+            except WhenceError as error:
+                pause_s = attempts.pause_s(error)
+                if pause_s is None:
+                    raise
+            else:
+                self._budget.give_back()
+                return answer
+            _io.sleep(pause_s)
+
+    def _attempt(self, method: str, request: Any, request_id: str, remaining_s: float) -> Any:
+        metadata = self._metadata(request_id)
+        return _io.invoke(
+            getattr(self._connection.stub, method),
+            request,
+            timeout_s=remaining_s,
+            metadata=metadata,
+            request_id=request_id,
         )
 
-    def _attempt(self, method: Callable[..., A], request: Any, request_id: str, remaining_s: float) -> A:
-        self._check_open()
+    def _greet(self, remaining_s: float) -> None:
+        """Ask what the service is, unless that is known; who comes meanwhile waits for the answer."""
+        if not self._handshake.due():
+            return
+        if not _io.acquire(self._greeting, remaining_s):
+            raise DeadlineExceeded("The service did not say in time what it is.")
         try:
-            return method(request, timeout=remaining_s, metadata=self._metadata(request_id))
-        except grpc.RpcError as failure:
-            raise _status.from_rpc_error(failure, request_id) from failure
+            if self._handshake.due():
+                self._shake_hands(min(remaining_s, _handshake.PATIENCE_S))
+        finally:
+            self._greeting.release()
 
-    def _open_stream(self, requests: Iterator[service_pb2.ExplainStreamRequest]) -> Any:
-        self._check_open()
-        return self._stub.ExplainStream(requests, metadata=self._metadata(_requests.new_request_id()))
+    def _shake_hands(self, timeout_s: float) -> None:
+        request = service_pb2.GetServerInfoRequest()
+        try:
+            answer = self._attempt("GetServerInfo", request, _requests.new_request_id(), timeout_s)
+        except WhenceError as error:
+            self._handshake.fail(error)
+        else:
+            self._handshake.learn(_answers.server_info(answer))
+
+    def _greet_if_there(self, remaining_s: float) -> None:
+        """Before a stream, whose images tell themselves that the service cannot be reached."""
+        with suppress(DeadlineExceeded, Unavailable):
+            self._greet(remaining_s)
+
+    def _open_exchange(self) -> _io.Exchange:
+        metadata = self._metadata(_requests.new_request_id())
+        return _io.Exchange(self._connection.stub.ExplainStream, metadata)
 
     def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
-        """What goes with every call; Ray Serve routes by the application's name."""
-        pairs = (("application", self._application), (_status.REQUEST_ID_KEY, request_id))
-        token = self._token() if callable(self._token) else self._token
-        return (*pairs, ("authorization", f"Bearer {token}")) if token else pairs
+        """What goes with a call, as long as the client is open."""
+        self._check_open()
+        return _requests.metadata(self._application, request_id, _io.ask(self._token))
 
     def _read(self, image: ImageLike) -> _images.Source:
         """Take an image and see that it can be sent, so that one too large never breaks a stream."""
-        source = _images.read(image)
-        limit = self._max_message_bytes - _ENVELOPE_BYTES
+        source = _io.read_image(image)
+        self._check_size(source)
+        return source
+
+    def _check_size(self, source: _images.Source) -> None:
+        """Refuse to send what the service would not take."""
+        info = self._handshake.info
+        whole = self._max_message_bytes or (info.limits.request_bytes if info else 0) or _DEFAULT_MESSAGE_BYTES
+        limit = whole - _ENVELOPE_BYTES
         if source.byte_count > limit:
             raise ResourceExhausted(
                 f"The image takes {source.byte_count:,} bytes, and {limit:,} can be sent: make it smaller, or raise "
-                "max_message_bytes here and on the server.",
+                "the service's limit (and max_message_bytes here, where it is given).",
                 reason="MESSAGE_TOO_LARGE",
             )
-        return source
 
     def _patience(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else _requests.timeout(timeout_s)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise FailedPrecondition("The client is closed: make a new one.", reason="CLIENT_CLOSED")
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if _requests.uint32(name, value) < 1:
-        raise InvalidArgument(f"{name} must be at least 1, not {value}.")
-    return int(value)
+            raise client_closed()

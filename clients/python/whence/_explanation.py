@@ -22,6 +22,7 @@ MapKind = Literal["activation", "contribution", "input"]
 MapSize = Literal["grid", "image"]
 InputMethod = Literal["gradient", "smoothgrad", "integrated"]
 ConceptScope = Literal["target", "all"]
+Priority = Literal["interactive", "background"]
 Exactness = Literal["exact", "first_order"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from whence._explanation import (
 from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Exemplar, Model, Naming
 from whence._search import SearchResults
+from whence._server_info import ServerInfo
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -149,6 +150,26 @@ def concept(record: Concept, max_exemplars: int | None = None) -> service_pb2.Ge
     message = _concept(record, max_exemplars)
     message.counterfactuals.extend(map(_exemplar, record.counterfactuals[:max_exemplars]))
     return service_pb2.GetConceptResponse(concept=message, bank=_version(record))
+
+
+def server_info(record: ServerInfo) -> service_pb2.GetServerInfoResponse:
+    """A server's version and limits as they travel."""
+    limits = record.limits
+    return service_pb2.GetServerInfoResponse(
+        version=record.version,
+        contract_revision=cast(service_pb2.ContractRevision, record.contract_revision),
+        limits=service_pb2.Limits(
+            request_bytes=limits.request_bytes,
+            reply_bytes=limits.reply_bytes,
+            pixels=limits.pixels,
+            image_formats=limits.image_formats,
+            top_k=limits.top_k,
+            scales=limits.scales,
+            stream_in_flight=limits.stream_in_flight,
+            deadline=_requests.duration(limits.deadline_s),
+            default_deadline=_requests.duration(limits.default_deadline_s),
+        ),
+    )
 
 
 def search(record: SearchResults, request: service_pb2.SearchConceptsRequest) -> service_pb2.SearchConceptsResponse:

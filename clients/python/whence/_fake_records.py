@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import whence
 from whence._contrast import Contrast, PlaneReport, ShiftPoint
 from whence._explanation import (
     Box,
@@ -22,9 +23,11 @@ from whence._explanation import (
     PartsReport,
     Timings,
 )
+from whence._handshake import CONTRACT_REVISION
 from whence._intervention import Intervention
 from whence._inventory import Concept, Exemplar, Naming, Word
 from whence._search import FoundConcept, SearchResults, UnsearchedBank
+from whence._server_info import Limits, ServerInfo
 
 _LABELS = ("pointed ear", "striped fur", "", "whiskers")
 _WORDS = (("pointed ear", "ear", "tip"), ("stripe", "fur", "tiger"), (), ("hair", "line", "wire"))
@@ -247,6 +250,32 @@ def make_search(*, found_count: int = 4, **changes: Any) -> SearchResults:
         unsearched=(UnsearchedBank("fake/layer/plain", "Its concepts have no names yet."),),
     )
     return replace(results, **changes)
+
+
+def make_server_info(**changes: Any) -> ServerInfo:
+    """What a service of this package's version says that it is.
+
+    Parameters
+    ----------
+    **changes
+        Fields of `ServerInfo` to set to something else.
+    """
+    info = ServerInfo(
+        version=whence.__version__,
+        contract_revision=CONTRACT_REVISION,
+        limits=Limits(
+            request_bytes=64 * 2**20,
+            reply_bytes=64 * 2**20,
+            pixels=50_000_000,
+            image_formats=("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"),
+            top_k=100,
+            scales=1000,
+            stream_in_flight=64,
+            deadline_s=60.0,
+            default_deadline_s=10.0,
+        ),
+    )
+    return replace(info, **changes)
 
 
 def _two_of_three(difference: float) -> tuple[float, float]:

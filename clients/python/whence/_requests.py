@@ -13,10 +13,11 @@ from typing import TypeVar
 from google.protobuf.duration_pb2 import Duration
 
 from whence._errors import InvalidArgument
-from whence._explanation import ConceptScope, ConceptScore, Estimator, InputMethod, MapKind, MapSize, Order
+from whence._explanation import ConceptScope, ConceptScore, Estimator, InputMethod, MapKind, MapSize, Order, Priority
 from whence._images import Source
 from whence._inventory import Concept
 from whence._search import SearchBy
+from whence._status import REQUEST_ID_KEY
 from whence.v1 import explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 
@@ -50,6 +51,10 @@ CONCEPT_SCOPES: dict[str, explanation_pb2.ConceptScope] = {
     "target": explanation_pb2.CONCEPT_SCOPE_TARGET,
     "all": explanation_pb2.CONCEPT_SCOPE_ALL,
 }
+PRIORITIES: dict[str, service_pb2.Priority] = {
+    "interactive": service_pb2.PRIORITY_INTERACTIVE,
+    "background": service_pb2.PRIORITY_BACKGROUND,
+}
 SEARCHES: dict[str, service_pb2.SearchBy] = {
     "meaning": service_pb2.SEARCH_BY_MEANING,
     "label": service_pb2.SEARCH_BY_LABEL,
@@ -66,6 +71,7 @@ class Question:
     bank: str
     target: explanation_pb2.Target | None
     options: explanation_pb2.ExplainOptions
+    priority: service_pb2.Priority
 
     def request(self, source: Source, request_id: str, remaining_s: float) -> service_pb2.ExplainRequest:
         """The request about one image."""
@@ -76,6 +82,7 @@ class Question:
             target=self.target,
             options=self.options,
             deadline=duration(remaining_s),
+            priority=self.priority,
         )
 
 
@@ -93,6 +100,7 @@ def question(
     parts: bool,
     input_method: InputMethod,
     concepts: ConceptScope,
+    priority: Priority,
 ) -> Question:
     """Check a caller's options.
 
@@ -123,7 +131,7 @@ def question(
         input_method=_choice("input_method", INPUT_METHODS, input_method),
         concepts=_choice("concepts", CONCEPT_SCOPES, concepts),
     )
-    return Question(reference(bank), _target(target), options)
+    return Question(reference(bank), _target(target), options, _choice("priority", PRIORITIES, priority))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +284,24 @@ def timeout(value: float) -> float:
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 < value < math.inf:
         raise InvalidArgument(f"timeout_s is a positive number of seconds, not {value!r}.")
     return float(value)
+
+
+def at_least_one(name: str, value: int) -> int:
+    """Check that this is a whole number above zero."""
+    whole = uint32(name, value)
+    if whole < 1:
+        raise InvalidArgument(f"{name} must be at least 1, not {value}.")
+    return whole
+
+
+def metadata(application: str, request_id: str, token: str | None) -> tuple[tuple[str, str], ...]:
+    """What goes with every call; Ray Serve routes by the application's name."""
+    pairs = (("application", application), (REQUEST_ID_KEY, request_id))
+    if not token:
+        return pairs
+    if not (token.isascii() and token.isprintable()):
+        raise InvalidArgument("The token holds what no header can carry, such as a line break: strip it.")
+    return (*pairs, ("authorization", f"Bearer {token}"))
 
 
 def duration(seconds: float) -> Duration:

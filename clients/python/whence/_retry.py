@@ -1,15 +1,15 @@
-"""What is tried again, and when."""
+"""What is tried again, and when; nothing here waits."""
 
 from __future__ import annotations
 
 import random
+import threading
 import time
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from whence._errors import DeadlineExceeded, WhenceError
 
-T = TypeVar("T", covariant=True)
+_SUCCESSES_PER_RETRY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +45,63 @@ class RetryPolicy:
         return pause_s if pause_s < remaining_s else None
 
 
-class Attempt(Protocol[T]):
-    """One try of a call."""
+class RetryBudget:
+    """How often all calls of a client together may be tried again.
 
-    def __call__(self, remaining_s: float) -> T: ...
+    A retry takes one token, ten calls that succeed give one back. So a service in trouble is asked little more than it
+    would be without retries, and not ``max_attempts`` times as often, by a client that makes many calls.
 
-
-def run(attempt_call: Attempt[T], policy: RetryPolicy, timeout_s: float) -> T:
-    """Call until there is an answer, a final error, or no time left.
-
-    Raises
-    ------
-    WhenceError
-        What the last attempt ended with.
+    Parameters
+    ----------
+    tokens
+        How many there are at most, and at first.
     """
-    deadline_s = time.monotonic() + timeout_s
-    attempt = 1
-    while True:
-        remaining_s = deadline_s - time.monotonic()
+
+    def __init__(self, tokens: int) -> None:
+        self._most = self._parts = tokens * _SUCCESSES_PER_RETRY
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Take a token; False if there is none."""
+        with self._lock:
+            if self._parts < _SUCCESSES_PER_RETRY:
+                return False
+            self._parts -= _SUCCESSES_PER_RETRY
+            return True
+
+    def give_back(self) -> None:
+        """Note that a call succeeded."""
+        with self._lock:
+            self._parts = min(self._parts + 1, self._most)
+
+
+class Attempts:
+    """The attempts at one call: how much time there is, and whether to try again."""
+
+    def __init__(self, policy: RetryPolicy, budget: RetryBudget, timeout_s: float) -> None:
+        self._policy = policy
+        self._budget = budget
+        self._timeout_s = timeout_s
+        self._deadline_s = time.monotonic() + timeout_s
+        self._number = 1
+
+    def remaining_s(self) -> float:
+        """Time left, in seconds.
+
+        Raises
+        ------
+        DeadlineExceeded
+            If there is none.
+        """
+        remaining_s = self._deadline_s - time.monotonic()
         if remaining_s <= 0:
-            raise DeadlineExceeded(f"No answer within {timeout_s:g} s.")
-        try:
-            return attempt_call(remaining_s)
-        except WhenceError as error:
-            pause_s = policy.pause_s(error, attempt, deadline_s - time.monotonic())
-            if pause_s is None:
-                raise
-        time.sleep(pause_s)
-        attempt += 1
+            raise DeadlineExceeded(f"No answer within {self._timeout_s:g} s.")
+        return remaining_s
+
+    def pause_s(self, error: WhenceError) -> float | None:
+        """How long to wait before the next attempt, in seconds; None if the error is final."""
+        pause_s = self._policy.pause_s(error, self._number, self._deadline_s - time.monotonic())
+        if pause_s is None or not self._budget.take():
+            return None
+        self._number += 1
+        return pause_s

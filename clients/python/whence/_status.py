@@ -63,7 +63,7 @@ def from_rpc_error(failure: grpc.RpcError, request_id: str) -> WhenceError:
         reason=info.reason if info else None,
         request_id=metadata.get(REQUEST_ID_KEY) or request_id,
         metadata=metadata,
-        retry_after_s=_seconds(retry.retry_delay) if retry else None,
+        retry_after_s=seconds(retry.retry_delay) if retry else None,
     )
 
 
@@ -75,7 +75,7 @@ def from_failure(failure: service_pb2.Failure, request_id: str) -> WhenceError:
         reason=failure.reason or None,
         request_id=request_id,
         metadata=dict(failure.metadata),
-        retry_after_s=_seconds(failure.retry_after) if failure.HasField("retry_after") else None,
+        retry_after_s=seconds(failure.retry_after) if failure.HasField("retry_after") else None,
     )
 
 
@@ -128,5 +128,6 @@ def _details(call: grpc.Call) -> tuple[error_details_pb2.ErrorInfo | None, error
     return info, retry
 
 
-def _seconds(duration: Duration) -> float:
+def seconds(duration: Duration) -> float:
+    """A duration of the wire, in seconds."""
     return duration.seconds + duration.nanos / 1e9

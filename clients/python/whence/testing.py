@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -34,10 +34,18 @@ from whence import _fake_answers, _requests, _status
 from whence._contrast import Contrast
 from whence._errors import NotFound, WhenceError
 from whence._explanation import Explanation
-from whence._fake_records import make_concept, make_contrast, make_explanation, make_intervention, make_search
+from whence._fake_records import (
+    make_concept,
+    make_contrast,
+    make_explanation,
+    make_intervention,
+    make_search,
+    make_server_info,
+)
 from whence._intervention import Intervention
 from whence._inventory import Bank, Concept, Model
 from whence._search import SearchResults
+from whence._server_info import ServerInfo
 from whence.v1 import explanation_pb2
 from whence.v1 import explanation_service_pb2 as service_pb2
 from whence.v1 import explanation_service_pb2_grpc as service_grpc
@@ -50,6 +58,7 @@ __all__ = [
     "make_explanation",
     "make_intervention",
     "make_search",
+    "make_server_info",
     "serve",
 ]
 
@@ -117,6 +126,9 @@ class FakeServer:
         The same for a `SearchConceptsRequest`. Default: `make_search`.
     models, banks, concepts
         What the service holds.
+    server_info
+        What the service says that it is; a `WhenceError` travels to the caller. Clients ask it before their first call,
+        which is neither among ``calls`` nor fails by `fail_next`. Default: `make_server_info`.
     shuffle
         Answer the requests of a stream in groups, each backwards.
     identity
@@ -135,6 +147,7 @@ class FakeServer:
         models: Sequence[Model] = (),
         banks: Sequence[Bank] = (),
         concepts: Sequence[Concept] = (),
+        server_info: ServerInfo | WhenceError | None = None,
         shuffle: bool = False,
         identity: tuple[Path, Path] | None = None,
         client_authorities: Path | None = None,
@@ -150,6 +163,7 @@ class FakeServer:
         self.intervene = intervene or (lambda request: make_intervention())
         self.contrast = contrast or (lambda request: make_contrast())
         self.search = search or (lambda request: make_search())
+        self.server_info = server_info or make_server_info()
         self.shuffle = shuffle
         self._failures: deque[WhenceError] = deque()
         self._lock = threading.Lock()
@@ -276,6 +290,14 @@ class _Servicer(service_grpc.ExplanationServiceServicer):
             "SearchConcepts", request, context, lambda: _fake_answers.search(self._fake.search(request), request)
         )
 
+    def GetServerInfo(
+        self, request: service_pb2.GetServerInfoRequest, context: grpc.ServicerContext
+    ) -> service_pb2.GetServerInfoResponse:
+        said = self._fake.server_info
+        if isinstance(said, WhenceError):
+            _abort(context, said)
+        return _fake_answers.server_info(said)
+
     def _explanation(self, request: service_pb2.ExplainRequest) -> explanation_pb2.Explanation:
         """What the fake answers, as far as it was asked for."""
         record = _fake_answers.asked_for(self._fake.explain(request), request.options)
@@ -286,8 +308,7 @@ class _Servicer(service_grpc.ExplanationServiceServicer):
             self._fake.note(_call(method, request, context))
             return answer()
         except WhenceError as error:
-            context.set_trailing_metadata(((_status.STATUS_DETAILS_KEY, _packed_status(error)),))
-            context.abort(grpc.StatusCode[error.code], error.message)
+            _abort(context, error)
 
 
 def _credentials(identity: tuple[Path, Path] | None, authorities: Path | None) -> grpc.ServerCredentials | None:
@@ -336,6 +357,11 @@ def _failure(error: WhenceError) -> service_pb2.Failure:
         metadata=error.metadata,
         retry_after=None if error.retry_after_s is None else _requests.duration(error.retry_after_s),
     )
+
+
+def _abort(context: grpc.ServicerContext, error: WhenceError) -> NoReturn:
+    context.set_trailing_metadata(((_status.STATUS_DETAILS_KEY, _packed_status(error)),))
+    context.abort(grpc.StatusCode[error.code], error.message)
 
 
 def _packed_status(error: WhenceError) -> bytes:
