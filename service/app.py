@@ -12,6 +12,7 @@ from ray.serve import Application, Deployment
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import LoggingConfig
 
+from service.priority import background_limit
 from service.replica import EngineReplica, IngressReplica
 from service.settings import Settings, load_settings
 
@@ -34,7 +35,10 @@ def build(settings: Settings) -> Application:
     limits = settings.limits
     common: dict[str, Any] = {
         "user_config": {"preload": settings.preload},
-        "max_ongoing_requests": limits.queued_images + limits.streams + _SPARE_CALLS,
+        "max_ongoing_requests": limits.queued_images
+        + background_limit(limits.queued_images)
+        + limits.streams
+        + _SPARE_CALLS,
         # No answer takes longer, so none is lost when a replica is replaced.
         "graceful_shutdown_timeout_s": limits.deadline_s,
         "graceful_shutdown_wait_loop_s": 0.2,

@@ -2,6 +2,9 @@
 
 Whenever the worker is free it takes all that waits with the same key, up to the batch limit, the key of the
 longest-waiting item first. So a lone item never waits, and the batch grows with the load by itself.
+
+Interactive items come before background ones, but for one batch in `TURNS`, so that none waits for ever. The two are
+never in one batch, and one of background items is small enough not to keep interactive ones waiting for long.
 """
 
 from __future__ import annotations
@@ -15,6 +18,10 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from concepts.errors import DeadlineExceeded, Overloaded, Unavailable, WhenceError
+from service.priority import PRIORITIES, Priority, is_full
+
+TURNS = 8
+"""While background items wait, one batch in so many is theirs, however many interactive ones wait."""
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -60,6 +67,44 @@ class _Job(Generic[Item, Result]):
     future: asyncio.Future[Answer[Result]]
 
 
+class _Queue(Generic[Key, Item, Result]):
+    """Waiting items, by key and in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[Key, dict[int, _Job[Item, Result]]] = {}
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def add(self, key: Key, number: int, job: _Job[Item, Result]) -> None:
+        """Put in an item; numbers grow."""
+        self._jobs.setdefault(key, {})[number] = job
+        self._length += 1
+
+    def discard(self, key: Key, number: int) -> bool:
+        """Take out an item, and say whether it was still there."""
+        jobs = self._jobs.get(key)
+        if jobs is None or jobs.pop(number, None) is None:
+            return False
+        if not jobs:
+            del self._jobs[key]
+        self._length -= 1
+        return True
+
+    def oldest(self) -> tuple[Key, list[tuple[int, _Job[Item, Result]]]]:
+        """Return the key of the item that waits longest, and all that wait with it."""
+        key = min(self._jobs, key=lambda each: next(iter(self._jobs[each])))
+        return key, list(self._jobs[key].items())
+
+    def clear(self) -> list[_Job[Item, Result]]:
+        """Take out everything."""
+        jobs = [job for group in self._jobs.values() for job in group.values()]
+        self._jobs.clear()
+        self._length = 0
+        return jobs
+
+
 class Batcher(Generic[Key, Item, Result]):
     """Groups items with equal keys into batches; belongs to the event loop that it is first used on.
 
@@ -72,7 +117,10 @@ class Batcher(Generic[Key, Item, Result]):
     batch_limit
         Most items in a batch.
     queue_limit
-        Most items that wait, those being computed not counted.
+        Most items that wait, those being computed not counted; see `is_full` for background items.
+    background_batch_s
+        How long a batch of background items may take, judging by the recent ones of its key: about the longest that
+        an interactive item waits for them.
     observer
         Told of batches and queue lengths.
 
@@ -91,14 +139,16 @@ class Batcher(Generic[Key, Item, Result]):
         *,
         batch_limit: int,
         queue_limit: int,
+        background_batch_s: float = 0.25,
         observer: Observer | None = None,
     ) -> None:
         self._run = run
         self._batch_limit = batch_limit
         self._queue_limit = queue_limit
+        self._background_batch_s = background_batch_s
         self._observer = observer
-        self._waiting: dict[Key, dict[int, _Job[Item, Result]]] = {}
-        self._length = 0
+        self._queues: dict[Priority, _Queue[Key, Item, Result]] = {priority: _Queue() for priority in PRIORITIES}
+        self._passed_over = 0
         self._numbers = itertools.count()
         self._pace = Pace()
         self._wake = asyncio.Event()
@@ -107,20 +157,22 @@ class Batcher(Generic[Key, Item, Result]):
 
     def __len__(self) -> int:
         """Return how many items wait."""
-        return self._length
+        return sum(len(queue) for queue in self._queues.values())
 
     @property
     def retry_after_s(self) -> float:
         """When there will be room again, judging by the recent rate."""
-        return self._pace.wait_s(self._length)
+        return self._pace.wait_s(len(self))
 
-    async def submit(self, key: Key, item: Item, *, deadline: float) -> Answer[Result]:
+    async def submit(
+        self, key: Key, item: Item, *, deadline: float, priority: Priority = "interactive"
+    ) -> Answer[Result]:
         """Have one item computed together with others of the same key.
 
         Raises
         ------
         Overloaded
-            If the queue is full.
+            If the queue has no room for this priority.
         DeadlineExceeded
             If the answer is not there by ``deadline``, or could not be.
         Unavailable
@@ -128,12 +180,13 @@ class Batcher(Generic[Key, Item, Result]):
         WhenceError
             Whatever ``run`` returned for this item.
         """
-        self._admit(deadline)
+        self._admit(deadline, priority)
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
         job: _Job[Item, Result] = _Job(item, deadline, time.monotonic(), loop.create_future())
-        self._waiting.setdefault(key, {})[number] = job
-        self._resized(+1)
+        queue = self._queues[priority]
+        queue.add(key, number, job)
+        self._resized()
         self._wake.set()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -141,26 +194,26 @@ class Batcher(Generic[Key, Item, Result]):
         except TimeoutError:
             raise _too_late() from None
         finally:
-            self._discard(key, number)
+            if queue.discard(key, number):
+                self._resized()
 
     async def close(self) -> None:
         """Refuse what waits, let the running batch end, and stop."""
         self._closed = True
-        for jobs in self._waiting.values():
-            for job in jobs.values():
+        for queue in self._queues.values():
+            for job in queue.clear():
                 _settle(job, _closing())
-        self._waiting.clear()
-        self._resized(-self._length)
+        self._resized()
         self._wake.set()
         if self._worker is not None:
             await self._worker
 
-    def _admit(self, deadline: float) -> None:
+    def _admit(self, deadline: float, priority: Priority) -> None:
         if self._closed:
             raise _closing()
         if deadline <= time.monotonic():
             raise _too_late()
-        if self._length >= self._queue_limit:
+        if is_full(priority, {each: len(queue) for each, queue in self._queues.items()}, self._queue_limit):
             raise Overloaded(
                 "The server has as much work as it accepts; try again later.",
                 retry_after_s=self.retry_after_s,
@@ -183,24 +236,39 @@ class Batcher(Generic[Key, Item, Result]):
 
     def _take(self) -> tuple[Key, list[_Job[Item, Result]]] | None:
         """Remove and return the next batch, without what would come too late; None if nothing waits."""
-        if not self._waiting:
+        if not len(self):
             return None
-        key = min(self._waiting, key=lambda each: next(iter(self._waiting[each])))
+        priority = self._turn()
+        queue = self._queues[priority]
+        key, jobs = queue.oldest()
+        limit = self._batch_limit
+        if priority == "background":
+            limit = max(1, min(limit, self._pace.items_within(key, self._background_batch_s)))
         in_time = time.monotonic() + self._pace.fastest_s(key)
         batch: list[_Job[Item, Result]] = []
         refused = False
-        for number, job in list(self._waiting[key].items()):
-            if len(batch) == self._batch_limit:
+        for number, job in jobs:
+            if len(batch) == limit:
                 break
-            self._discard(key, number)
+            queue.discard(key, number)
             if job.deadline < in_time:
                 _settle(job, _too_late())
                 refused = True
             elif not job.future.done():
                 batch.append(job)
+        self._resized()
         if refused and not batch:
             self._pace.doubt(key)
         return key, batch
+
+    def _turn(self) -> Priority:
+        """Return whose batch is next; something waits."""
+        interactive, background = (len(self._queues[priority]) for priority in PRIORITIES)
+        if not interactive or (background and self._passed_over >= TURNS - 1):
+            self._passed_over = 0
+            return "background"
+        self._passed_over = self._passed_over + 1 if background else 0
+        return "interactive"
 
     async def _compute(self, key: Key, jobs: list[_Job[Item, Result]]) -> None:
         started = time.monotonic()
@@ -227,19 +295,9 @@ class Batcher(Generic[Key, Item, Result]):
             if not job.future.done():
                 await self._compute(key, [job])
 
-    def _discard(self, key: Key, number: int) -> None:
-        """Forget a waiting item, if it still waits."""
-        jobs = self._waiting.get(key)
-        if jobs is None or jobs.pop(number, None) is None:
-            return
-        if not jobs:
-            del self._waiting[key]
-        self._resized(-1)
-
-    def _resized(self, change: int) -> None:
-        self._length += change
+    def _resized(self) -> None:
         if self._observer:
-            self._observer.queue(self._length)
+            self._observer.queue(len(self))
 
 
 class Pace:
@@ -248,16 +306,24 @@ class Pace:
     def __init__(self) -> None:
         # By hash, not by key: a key may hold an engine, which must go when nothing else needs it.
         self._fastest_s: dict[int, float] = {}
+        self._items_s: dict[int, float] = {}
         self._item_s = 0.0
 
     def note(self, key: Hashable, size: int, took_s: float) -> None:
         """Learn from one batch."""
-        # The fastest recent batch, forgotten slowly: an item is refused only if even that would be too late.
         if len(self._fastest_s) > _KEYS_REMEMBERED:
             self._fastest_s.clear()
+            self._items_s.clear()
         number = hash(key)
+        # The fastest recent batch, forgotten slowly: an item is refused only if even that would be too late.
         self._fastest_s[number] = min(took_s, self._fastest_s.get(number, took_s) * 1.2)
-        self._item_s += 0.2 * (took_s / size - self._item_s) if self._item_s else took_s / size
+        self._items_s[number] = _mixed(self._items_s.get(number, 0.0), took_s / size)
+        self._item_s = _mixed(self._item_s, took_s / size)
+
+    def items_within(self, key: Hashable, seconds: float) -> int:
+        """Return how many items of a key are done in so many seconds; zero where nothing is known."""
+        item_s = self._items_s.get(hash(key), 0.0)
+        return int(seconds / item_s) if item_s else 0
 
     def fastest_s(self, key: Hashable) -> float:
         """Return how long a batch takes at best; zero where nothing is known."""
@@ -276,6 +342,11 @@ class Pace:
 
 
 _KEYS_REMEMBERED = 1000
+
+
+def _mixed(known: float, new: float) -> float:
+    """Follow a figure that varies; zero is not known yet."""
+    return known + 0.2 * (new - known) if known else new
 
 
 def _settle(job: _Job[Item, Result], outcome: Answer[Result] | Exception) -> None:

@@ -36,6 +36,7 @@ from concepts.model import ModelSpec
 from concepts.preprocessing import Box
 from concepts.repository import BankSummary, BankVersion
 from service.overlay import overlay, png
+from service.priority import Priority
 from service.search import Query, SearchBy
 from service.settings import Settings
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
@@ -118,6 +119,11 @@ _SEARCHES: Mapping[int, SearchBy] = {
     service_pb2.SEARCH_BY_MEANING: "meaning",
     service_pb2.SEARCH_BY_LABEL: "label",
 }
+_PRIORITIES: Mapping[int, Priority] = {
+    service_pb2.PRIORITY_UNSPECIFIED: "interactive",
+    service_pb2.PRIORITY_INTERACTIVE: "interactive",
+    service_pb2.PRIORITY_BACKGROUND: "background",
+}
 _TEXT_CHARACTERS = 1000
 """Longest text to look for."""
 
@@ -162,6 +168,17 @@ def encoding_from(message: explanation_pb2.ExplainOptions) -> MapEncoding:
         If the encoding is unknown.
     """
     return _meaning(_ENCODINGS, message.map_encoding, "map_encoding")
+
+
+def priority_from(message: service_pb2.ExplainRequest) -> Priority:
+    """Return whether somebody waits for the answer.
+
+    Raises
+    ------
+    InvalidInput
+        If the priority is unknown.
+    """
+    return _meaning(_PRIORITIES, message.priority, "priority")
 
 
 def target_from(message: explanation_pb2.Target, spec: ModelSpec) -> int | None:
@@ -423,7 +440,7 @@ def server_info_to(settings: Settings, version: str) -> service_pb2.GetServerInf
     limits = settings.limits
     response = service_pb2.GetServerInfoResponse(
         version=version,
-        contract_revision=max(service_pb2.ContractRevision.values()),
+        contract_revision=service_pb2.ContractRevision.Name(max(service_pb2.ContractRevision.values())),
         limits=service_pb2.Limits(
             request_bytes=limits.request_bytes,
             reply_bytes=limits.reply_bytes,

@@ -29,6 +29,7 @@ from service.batcher import Batcher
 from service.batcher import Observer as BatchObserver
 from service.cores import use_cores
 from service.memo import Memo
+from service.priority import Priority
 
 Question = TypeVar("Question", EngineRequest, InterventionRequest, ContrastRequest)
 Result = TypeVar("Result")
@@ -54,6 +55,7 @@ class Job(Generic[Question]):
     view: NDArray[np.uint8]
     """uint8 ``[height, width, 3]``: what the model sees."""
     request: Question
+    priority: Priority = "interactive"
 
 
 class Computed(NamedTuple, Generic[Result]):
@@ -127,7 +129,9 @@ class Explainer:
     batch_limit
         Most images computed together.
     queue_limit
-        Most images that wait.
+        Most images that wait; see `Batcher`, as for the next.
+    background_batch_s
+        How long a batch of background images may take, in seconds.
     engines
         Most bank versions held.
     refresh_s
@@ -145,6 +149,7 @@ class Explainer:
         threads: int,
         batch_limit: int,
         queue_limit: int,
+        background_batch_s: float = 0.25,
         engines: int,
         refresh_s: float = 0.5,
         observer: Observer | None = None,
@@ -162,7 +167,11 @@ class Explainer:
             self._load_engine, limit=engines, keep_failure_s=refresh_s
         )
         self._batcher: Batcher[_BatchKey, Job[Any], Any] = Batcher(
-            self._run, batch_limit=batch_limit, queue_limit=queue_limit, observer=observer
+            self._run,
+            batch_limit=batch_limit,
+            queue_limit=queue_limit,
+            background_batch_s=background_batch_s,
+            observer=observer,
         )
 
     async def explain(self, job: Job[EngineRequest], timeout_s: float) -> Computed[Explanation]:
@@ -249,7 +258,7 @@ class Explainer:
             raise wrong_kind(engine.bank.kind)
         key = prepare(engine)
         loaded = time.monotonic()
-        answer = await self._batcher.submit(key, job, deadline=started + timeout_s)
+        answer = await self._batcher.submit(key, job, deadline=started + timeout_s, priority=job.priority)
         return Computed(answer.result, 1e3 * (loaded - started + answer.waited_s))
 
     async def _references(self) -> list[str]:

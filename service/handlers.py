@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from service import convert, images
 from service.batcher import Pace
 from service.catalogue import Catalogue
 from service.explainer import Computed, EngineKey, Explains, Job, Question, Result
+from service.priority import PRIORITIES, Priority, is_full
 from service.search import Found, Searcher
 from service.settings import Settings
 from whence.v1 import bank_pb2, explanation_pb2, image_pb2
@@ -73,9 +75,10 @@ class Handlers:
         self._limits = settings.limits
         self._catalogue = catalogue
         self._explainer = explainer
-        self._pool = ThreadPoolExecutor(settings.decoder_threads, "decode")
+        # Threads of their own, so that no queue of background images is before an interactive one.
+        self._pools = {priority: ThreadPoolExecutor(settings.decoder_threads, "decode") for priority in PRIORITIES}
         self._searcher = Searcher(catalogue)
-        self._accepted = 0
+        self._accepted: Counter[Priority] = Counter()
         self._pace = Pace()
 
     async def explain(self, request: pb.ExplainRequest) -> explanation_pb2.Explanation:
@@ -86,7 +89,7 @@ class Handlers:
         WhenceError
             Whatever keeps it from being explained.
         """
-        return await self._answer(request, self._plan_explanation)
+        return await self._answer(request, self._plan_explanation, convert.priority_from(request))
 
     async def contrast(self, request: pb.ContrastRequest) -> pb.ContrastResponse:
         """Say why one image is of one class and not of another; the reply has no request id yet.
@@ -161,7 +164,8 @@ class Handlers:
 
     def close(self) -> None:
         """Stop decoding and searching."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
         self._searcher.close()
 
     async def _searched(self, model: str, bank: str) -> list[BankVersion]:
@@ -202,21 +206,28 @@ class Handlers:
         return convert.concept_to(bank, concept, pictures, await self._catalogue.spec(bank.model))
 
     async def _answer(
-        self, request: Asked, make_plan: Callable[[Asked], Awaitable[_Plan[Question, Result, Reply]]]
+        self,
+        request: Asked,
+        make_plan: Callable[[Asked], Awaitable[_Plan[Question, Result, Reply]]],
+        priority: Priority = "interactive",
     ) -> Reply:
         """Answer a request about one image, within its deadline."""
         allowed_s = self._allowed_s(request)
-        with self._place():
+        with self._place(priority):
             try:
                 async with asyncio.timeout(allowed_s):
-                    return await self._compute(request, make_plan, time.monotonic() + allowed_s)
+                    return await self._compute(request, make_plan, priority, time.monotonic() + allowed_s)
             except TimeoutError:
                 raise DeadlineExceeded(
                     f"The answer was not there after {allowed_s:g} s; allow more time or try when it is quieter."
                 ) from None
 
     async def _compute(
-        self, request: Asked, make_plan: Callable[[Asked], Awaitable[_Plan[Question, Result, Reply]]], deadline: float
+        self,
+        request: Asked,
+        make_plan: Callable[[Asked], Awaitable[_Plan[Question, Result, Reply]]],
+        priority: Priority,
+        deadline: float,
     ) -> Reply:
         started = time.monotonic()
         self._check_size(request)
@@ -227,13 +238,14 @@ class Handlers:
         def decode() -> tuple[NDArray[np.uint8], Box]:
             return preprocessing.fit(self._image(request.image))
 
-        view, box = await self._in_pool(decode)
+        view, box = await self._in_pool(priority, decode)
         decoded = time.monotonic()
-        computed = await plan.compute(Job(plan.engine, view, plan.question), deadline - time.monotonic())
+        job = Job(plan.engine, view, plan.question, priority)
+        computed = await plan.compute(job, deadline - time.monotonic())
         explained = time.monotonic()
         encode = partial(plan.encode, computed.result, view, box)
         # Few numbers are written faster than another thread is woken; pictures are not.
-        message = await self._in_pool(encode) if plan.large else encode()
+        message = await self._in_pool(priority, encode) if plan.large else encode()
         done = time.monotonic()
         timings = message.timings
         timings.decode_ms = 1e3 * (decoded - asked)
@@ -331,20 +343,20 @@ class Handlers:
         return min(request.deadline.ToNanoseconds() / 1e9, self._limits.deadline_s)
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self, priority: Priority) -> Iterator[None]:
         """Take one of the places for images that are worked on, decoding included."""
-        if self._accepted >= self._limits.queued_images:
+        if is_full(priority, self._accepted, self._limits.queued_images):
             raise Overloaded(
                 "The server has as much work as it accepts; try again later.",
-                retry_after_s=self._pace.wait_s(self._accepted),
+                retry_after_s=self._pace.wait_s(self._accepted.total()),
             )
-        self._accepted += 1
-        started, together = time.monotonic(), self._accepted
+        self._accepted[priority] += 1
+        started, together = time.monotonic(), self._accepted.total()
         try:
             yield
             self._pace.note(None, together, time.monotonic() - started)
         finally:
-            self._accepted -= 1
+            self._accepted[priority] -= 1
 
-    async def _in_pool(self, work: Callable[[], Value]) -> Value:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    async def _in_pool(self, priority: Priority, work: Callable[[], Value]) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self._pools[priority], work)

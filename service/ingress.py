@@ -14,12 +14,14 @@ from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2
 
 from concepts.errors import InvalidInput, NotFound, Overloaded
+from service.convert import priority_from
 from service.errors import Fault, fault
 from service.handlers import Handlers
 from service.metrics import Recorder
 from service.settings import Settings
 from service.stream import answers
 from service.wire import SERVICE_NAME, Malformed
+from whence.v1 import explanation_pb2
 from whence.v1 import explanation_service_pb2 as pb
 
 Request = TypeVar("Request", bound=Message)
@@ -73,9 +75,7 @@ class Ingress:
         """Explain one image."""
 
         async def explain(request: pb.ExplainRequest) -> pb.ExplainResponse:
-            explanation = await self._handlers.explain(request)
-            self._recorder.stages(explanation.timings)
-            return pb.ExplainResponse(request_id=request.request_id, explanation=explanation)
+            return pb.ExplainResponse(request_id=request.request_id, explanation=await self._explained(request))
 
         return await self._unary("Explain", request, grpc_context, explain, pb.ExplainResponse)
 
@@ -169,12 +169,18 @@ class Ingress:
 
     # Within
 
+    async def _explained(self, request: pb.ExplainRequest) -> explanation_pb2.Explanation:
+        """Explain one image, and note how long its stages took."""
+        explanation = await self._handlers.explain(request)
+        self._recorder.stages(explanation.timings, priority_from(request))
+        return explanation
+
     def _timed(self, handle: Callable[[Any], Awaitable[Timed]]) -> Callable[[Any], Awaitable[Timed]]:
         """Have a handler's replies carry the request id, and their stages noted."""
 
         async def timed(request: Any) -> Timed:
             reply = await handle(request)
-            self._recorder.stages(reply.timings)
+            self._recorder.stages(reply.timings, "interactive")
             reply.request_id = request.request_id
             return reply
 
@@ -200,10 +206,9 @@ class Ingress:
         """Answer one message of a stream, whatever happens."""
         request = message if isinstance(message, Malformed) else message.request
         request_id = _request_id(getattr(request, "request_id", ""), None)
-        outcome = await self._outcome("ExplainStream", request, request_id, self._handlers.explain)
+        outcome = await self._outcome("ExplainStream", request, request_id, self._explained)
         if isinstance(outcome, Fault):
             return pb.ExplainStreamResponse(request_id=request_id, error=outcome.failure())
-        self._recorder.stages(outcome.timings)
         return pb.ExplainStreamResponse(request_id=request_id, explanation=outcome)
 
     async def _outcome(

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from concepts.engine import Memory
 from concepts.repository import BankVersion
+from service.priority import PRIORITIES, Priority
 from whence.v1 import explanation_pb2
 
 _LATENCY_BUCKETS_MS = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 3e4]
@@ -19,7 +20,7 @@ class Recorder(Protocol):
     def request(self, rpc: str, code: str) -> None:
         """Count one call, or one message of a stream, with the name of its gRPC code."""
 
-    def stages(self, timings: explanation_pb2.Timings) -> None:
+    def stages(self, timings: explanation_pb2.Timings, priority: Priority) -> None:
         """Note how long each stage of one answer took."""
 
     def batch(self, size: int) -> None:
@@ -48,9 +49,9 @@ class RayRecorder:
         )
         self._latency = metrics.Histogram(
             "whence_stage_latency_ms",
-            description="Time spent in each stage of an explanation, in milliseconds.",
+            description="Time spent in each stage of an explanation, in milliseconds, by priority.",
             boundaries=_LATENCY_BUCKETS_MS,
-            tag_keys=("stage",),
+            tag_keys=("stage", "priority"),  # type: ignore[arg-type]
         )
         self._batch = metrics.Histogram(
             "whence_batch_size", description="Images computed together.", boundaries=_BATCH_BUCKETS
@@ -61,15 +62,18 @@ class RayRecorder:
             description="Tensors of what is loaded: weights by model, trunks by model and layer, banks by reference.",
             tag_keys=("what", "name"),  # type: ignore[arg-type]
         )
-        self._stage_tags = [(f"{stage}_ms", {"stage": stage}) for stage in _STAGES]
+        self._stage_tags = {
+            priority: [(f"{stage}_ms", {"stage": stage, "priority": priority}) for stage in _STAGES]
+            for priority in PRIORITIES
+        }
 
     def request(self, rpc: str, code: str) -> None:
         """See `Recorder`."""
         self._requests.inc(tags={"rpc": rpc, "code": code})
 
-    def stages(self, timings: explanation_pb2.Timings) -> None:
+    def stages(self, timings: explanation_pb2.Timings, priority: Priority) -> None:
         """See `Recorder`."""
-        for field, tags in self._stage_tags:
+        for field, tags in self._stage_tags[priority]:
             self._latency.observe(getattr(timings, field), tags=tags)
 
     def batch(self, size: int) -> None:

@@ -126,6 +126,7 @@ def _explainer(settings: Settings, recorder: Recorder) -> Explainer:
         threads=settings.compute_threads,
         batch_limit=settings.batch_limit,
         queue_limit=settings.limits.queued_images,
+        background_batch_s=settings.background_batch_s,
         engines=settings.engines,
         refresh_s=settings.refresh_s,
         observer=recorder,

@@ -42,7 +42,8 @@ class Limits(BaseModel):
     scales: int = Field(1000, ge=1)
     """Most concepts scaled in one intervention."""
     queued_images: int = Field(256, ge=1)
-    """Most images that one replica decodes, holds waiting and computes at a time; more are told to come back."""
+    """Most images that one replica decodes, holds waiting and computes at a time; more are told to come back.
+    Background images are told so as soon as all are half as many, and take no place from the others."""
     streams: int = Field(64, ge=1)
     """Most streams open on one replica at a time."""
     stream_in_flight: int = Field(64, ge=1)
@@ -118,6 +119,9 @@ class Settings(BaseSettings):
 
     batch_limit: int = Field(32, ge=1)
     """Most images computed together."""
+    background_batch_s: float = Field(0.25, gt=0)
+    """How long a batch of background images may take, in seconds, judging by recent ones: about the longest that the
+    others wait for one. Larger batches are faster altogether."""
     engines: int = Field(16, ge=1)
     """Most bank versions that a computing replica holds; the least recently used is dropped first."""
     refresh_s: float = Field(0.5, ge=0)

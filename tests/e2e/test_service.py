@@ -128,6 +128,12 @@ def test_scaled_concepts_change_the_logit_by_their_contributions(stub: Any) -> N
     assert (code, info.reason, info.metadata["request_id"]) == ("NOT_FOUND", "UNKNOWN_CONCEPT", "r-2")
 
 
+def test_the_server_says_what_it_accepts(stub: Any) -> None:
+    info = stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=APPLICATION)
+    assert info.contract_revision == max(pb.ContractRevision.values())
+    assert info.limits.request_bytes == 1_000_000
+
+
 def test_health_of_ours_and_of_ray(server: RunningServer) -> None:
     with server.connected() as (_, channel):
         health = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
@@ -325,7 +331,7 @@ def test_metrics_are_there_to_be_scraped(server: RunningServer, stub: Any) -> No
     assert re.search(r'whence_requests_total{.*code="INVALID_ARGUMENT"', text)
     for name in ("whence_stage_latency_ms_bucket", "whence_batch_size_bucket", "whence_queue_length"):
         assert name in text
-    assert re.search(r'whence_stage_latency_ms_count{.*stage="decode"', text)
+    assert re.search(r'whence_stage_latency_ms_count{.*priority="interactive".*stage="decode"', text)
 
 
 def test_a_second_server_on_the_same_port_says_so_in_one_line(server: RunningServer, repository: Path) -> None:

@@ -27,6 +27,7 @@ def test_calls_and_streams(server: RunningServer) -> None:
         assert (reply.request_id, reply.explanation.bank.reference) == ("r-1", BANK)
         requests = [pb.ExplainStreamRequest(request=ask(path, request_id=path.stem)) for path in held_out()]
         requests[2].request.bank = "m/l/none"
+        requests[3].request.priority = pb.PRIORITY_BACKGROUND
         replies = list(stub.ExplainStream(iter(requests)))
     assert {reply.request_id for reply in replies} == {path.stem for path in held_out()}
     assert [reply.error.reason for reply in replies if reply.HasField("error")] == ["UNKNOWN_BANK"]

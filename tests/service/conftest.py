@@ -20,6 +20,7 @@ from service.catalogue import Catalogue
 from service.explainer import Explainer, Explains
 from service.handlers import Handlers
 from service.ingress import Ingress
+from service.priority import Priority
 from service.settings import Settings
 from service.wire import add_explanation_service
 from tests.e2e.repository import publish_bank, publish_model
@@ -33,6 +34,7 @@ class Counts:
 
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     timings: list[explanation_pb2.Timings] = field(default_factory=list)
+    priorities: Counter[Priority] = field(default_factory=Counter)
     batches: list[int] = field(default_factory=list)
     queues: list[int] = field(default_factory=list)
     memory: dict[str, Memory] = field(default_factory=dict)
@@ -40,8 +42,9 @@ class Counts:
     def request(self, rpc: str, code: str) -> None:
         self.requests[rpc, code] += 1
 
-    def stages(self, timings: explanation_pb2.Timings) -> None:
+    def stages(self, timings: explanation_pb2.Timings, priority: Priority) -> None:
         self.timings.append(timings)
+        self.priorities[priority] += 1
 
     def batch(self, size: int) -> None:
         self.batches.append(size)
@@ -91,6 +94,7 @@ def serve(small_repository: Path) -> Serve:
             threads=1,
             batch_limit=settings.batch_limit,
             queue_limit=settings.limits.queued_images,
+            background_batch_s=settings.background_batch_s,
             engines=settings.engines,
             refresh_s=settings.refresh_s,
             observer=counts,

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from concepts.errors import DeadlineExceeded, InvalidImage, NumericalFailure, Overloaded, Unavailable, WhenceError
-from service.batcher import Batcher, Pace
+from service.batcher import TURNS, Batcher, Pace
+from service.priority import PRIORITIES, background_limit, is_full
 
 Items = Sequence[Any]
 
@@ -48,7 +49,7 @@ def soon(seconds: float = 20.0) -> float:
 def make(
     run: Callable[[Any, Items], Awaitable[Any]], batch_limit: int = 4, queue_limit: int = 100
 ) -> Batcher[Any, Any, Any]:
-    return Batcher(run, batch_limit=batch_limit, queue_limit=queue_limit)
+    return Batcher(run, batch_limit=batch_limit, queue_limit=queue_limit, background_batch_s=1e3)
 
 
 async def settle() -> None:
@@ -102,7 +103,8 @@ async def test_random_traffic_is_answered_as_if_alone(seed: int) -> None:
 
     async def caller(item: int) -> Any:
         await asyncio.sleep(chance.random() * 0.05)
-        return (await batcher.submit(item % 3, item, deadline=soon())).result
+        priority: Any = chance.choice(PRIORITIES)
+        return (await batcher.submit(item % 3, item, deadline=soon(), priority=priority)).result
 
     tasks = [asyncio.create_task(caller(item)) for item in range(150)]
     for item in chance.sample(range(150), 30):
@@ -307,6 +309,145 @@ async def test_the_observer_sees_batches_and_the_queue() -> None:
     assert sum(observer.sizes) == 3
     assert max(observer.lengths) >= 1
     assert observer.lengths[-1] == 0
+
+
+async def held(batcher: Batcher[Any, Any, Any], worker: Worker, *items: tuple[str, Any]) -> asyncio.Future[Any]:
+    """Have items wait, by priority, behind a first one that is computed; open the gate, and return all answers."""
+    worker.gate.clear()
+    blocker = asyncio.create_task(batcher.submit("first", 0, deadline=soon()))
+    await settle()
+    tasks = []
+    for priority, item in items:
+        tasks.append(asyncio.create_task(batcher.submit("a", item, deadline=soon(), priority=priority)))  # type: ignore[arg-type]
+        await settle()
+    worker.gate.set()
+    await blocker
+    return asyncio.gather(*tasks)
+
+
+async def test_interactive_items_come_first_and_are_never_mixed_with_background_ones() -> None:
+    worker = Worker()
+    batcher = make(worker, batch_limit=3)
+    batcher._pace.note("a", 100, 0.01)
+    items = [("background", n) for n in range(4)] + [("interactive", 10 + n) for n in range(4)]
+    answers = await (await held(batcher, worker, *items))
+    assert [answer.result for answer in answers] == [2 * item for _, item in items]
+    assert [batch for _, batch in worker.batches[1:]] == [[10, 11, 12], [13], [0, 1, 2], [3]]
+    assert len(batcher) == 0
+
+
+async def test_background_items_are_not_passed_over_for_ever() -> None:
+    """One batch in so many is theirs, though interactive items wait all the time."""
+    worker = Worker()
+    batcher = make(worker, batch_limit=1, queue_limit=1000)
+    rounds = 3
+    items = [("background", -n) for n in range(1, rounds + 1)] + [("interactive", n) for n in range(1, 10 * TURNS)]
+    await (await held(batcher, worker, *items))
+    order = [batch[0] for _, batch in worker.batches[1:]]
+    assert [place for place, item in enumerate(order) if item < 0] == [TURNS * n - 1 for n in range(1, rounds + 1)]
+    assert [item for item in order if item < 0] == [-1, -2, -3]
+    assert [item for item in order if item > 0] == sorted(item for item in order if item > 0)
+
+
+async def test_what_did_not_wait_yet_is_owed_no_turn() -> None:
+    worker = Worker()
+    batcher = make(worker, batch_limit=1)
+    for n in range(2 * TURNS):
+        await batcher.submit("a", n, deadline=soon())
+    await (await held(batcher, worker, ("background", 100), ("interactive", 101)))
+    assert [batch for _, batch in worker.batches[-2:]] == [[101], [100]]
+
+
+async def test_background_batches_begin_small_and_grow_with_what_is_known() -> None:
+    worker = Worker()
+    batcher: Batcher[Any, Any, Any] = Batcher(worker, batch_limit=16, queue_limit=1000, background_batch_s=1.0)
+    await (await held(batcher, worker, *[("background", n) for n in range(100)]))
+    sizes = [len(batch) for _, batch in worker.batches[1:]]
+    assert sizes[:2] == [1, 16], "nothing was known at first; then, that they take next to nothing"
+    # As slow as this: three in the time allowed.
+    worker.batches.clear()
+    batcher._pace = Pace()
+    batcher._pace.note("a", 1, 0.3)
+    await (await held(batcher, worker, *[("background", n) for n in range(100)]))
+    sizes = [len(batch) for _, batch in worker.batches[1:]]
+    assert sizes[0] == 3
+    assert sizes[:-1] == sorted(sizes[:-1]), "they grow as the worker is found to be faster"
+    assert max(sizes) == 16
+    # However slow: one at a time; and interactive batches are as large as ever.
+    worker.batches.clear()
+    for _ in range(100):
+        batcher._pace.note("a", 1, 5.0)
+    await (await held(batcher, worker, ("background", 1), ("background", 2), *[("interactive", n) for n in range(9)]))
+    assert [len(batch) for _, batch in worker.batches[1:3]] == [9, 1]
+
+
+async def test_background_items_are_refused_first_and_take_no_place_from_the_others() -> None:
+    worker = Worker()
+    worker.gate.clear()
+    batcher = make(worker, queue_limit=6)
+    tasks = [asyncio.create_task(batcher.submit("a", 0, deadline=soon()))]  # computed, so it does not wait
+    await settle()
+
+    async def waits(item: int, priority: Any) -> bool:
+        task = asyncio.create_task(batcher.submit("a", item, deadline=soon(), priority=priority))
+        await settle()
+        if not task.done():
+            tasks.append(task)
+            return True
+        with pytest.raises(Overloaded) as refusal:
+            await task
+        assert refusal.value.retry_after_s > 0
+        return False
+
+    assert [await waits(n, "background") for n in range(1, 6)] == [True, True, True, False, False]
+    assert [await waits(n, "interactive") for n in range(10, 18)] == [True] * 6 + [False] * 2
+    assert len(batcher) == 9
+    for task in tasks[1:4]:
+        task.cancel()
+    await settle()
+    assert not await waits(6, "background"), "interactive items fill more than half"
+    worker.gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes) == 3
+    assert (await batcher.submit("a", 7, deadline=soon(), priority="background")).result == 14
+
+
+async def test_deadlines_and_closing_hold_for_background_items_too() -> None:
+    worker = Worker()
+    worker.gate.clear()
+    batcher = make(worker)
+    blocker = asyncio.create_task(batcher.submit("a", 0, deadline=soon()))
+    await settle()
+    with pytest.raises(DeadlineExceeded):
+        await batcher.submit("a", 1, deadline=soon(0.02), priority="background")
+    assert len(batcher) == 0
+    waiting = asyncio.create_task(batcher.submit("a", 2, deadline=soon(), priority="background"))
+    await settle()
+    closing = asyncio.create_task(batcher.close())
+    await settle()
+    worker.gate.set()
+    await closing
+    await blocker
+    with pytest.raises(Unavailable):
+        await waiting
+    assert worker.batches == [("a", [0])]
+
+
+def test_a_queue_of_one_has_room_for_either() -> None:
+    assert background_limit(1) == 1
+    for priority in PRIORITIES:
+        assert not is_full(priority, dict.fromkeys(PRIORITIES, 0), 1)
+        assert is_full(priority, {**dict.fromkeys(PRIORITIES, 0), priority: 1}, 1)
+
+
+def test_the_pace_knows_how_many_items_fit() -> None:
+    pace = Pace()
+    assert pace.items_within("a", 1.0) == 0
+    for _ in range(50):
+        pace.note("a", 10, 2.0)
+        pace.note("b", 1, 0.01)
+    assert (pace.items_within("a", 1.0), pace.items_within("a", 0.1)) == (5, 0)
+    assert pace.items_within("b", 1.0) == pytest.approx(100, abs=1)
 
 
 def test_the_pace_follows_the_recent_rate() -> None:

@@ -290,6 +290,8 @@ def test_every_value_of_every_enumeration_has_a_meaning() -> None:
     for value in explanation_pb2.MapKind.values():
         if value:
             convert.options_from(explanation_pb2.ExplainOptions(maps=[value]), top_k_limit=9)
+    priorities = [convert.priority_from(service_pb2.ExplainRequest(priority=v)) for v in service_pb2.Priority.values()]
+    assert priorities == ["interactive", "interactive", "background"]
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,7 @@ RAW_NAN = image_pb2.RawImage(
             "UNSUPPORTED_OPTION",
         ),
         ({"options": explanation_pb2.ExplainOptions(colours=True)}, "INVALID_ARGUMENT", "UNSUPPORTED_OPTION"),
+        ({"priority": 9}, "INVALID_ARGUMENT", "INVALID_INPUT"),
         ({"image": image_pb2.Image()}, "INVALID_ARGUMENT", "INVALID_IMAGE"),
         ({"image": image_pb2.Image(encoded=b"")}, "INVALID_ARGUMENT", "INVALID_IMAGE"),
         ({"image": image_pb2.Image(encoded=b"no picture")}, "INVALID_ARGUMENT", "INVALID_IMAGE"),
