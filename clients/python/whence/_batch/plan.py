@@ -1,0 +1,165 @@
+"""The plan of a batch: which keys there are, in which chunks, and at which revision each chunk has to be.
+
+A plan never changes; refreshing or trying again makes the next one. A chunk keeps its number for ever. It is done when
+a commit of its revision, or of a later one, exists.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from whence._batch.output import Output
+from whence._batch.sources import Listed
+from whence._errors import DataLoss, missing_extra
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as absent:
+    raise missing_extra("batch", "pyarrow") from absent
+
+_KEYS_PER_BLOCK = 20_000
+"""Keys that are in memory at a time."""
+
+_SCHEMA = pa.schema(
+    [
+        ("chunk", pa.int32()),
+        pa.field("key", pa.string(), nullable=False),
+        ("etag", pa.string()),
+        ("size", pa.int64()),
+        ("refused", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do. Keys lie in a Parquet file beside it."""
+
+    number: int
+    """1 for the first."""
+    keys: str
+    """Name of the file of keys in the output."""
+    byte_count: int
+    """Size of all objects."""
+    chunk_size: int
+    chunks_per_block: int
+    """Of a row group of the file of keys."""
+    sizes: Sequence[int]
+    """Keys in each chunk."""
+    revisions: Sequence[int]
+    """Number of the plan that last asked for each chunk to be done."""
+    retries: Sequence[int] = ()
+    """Chunks of which the failures are to be tried again, too."""
+
+    @property
+    def objects(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def name(self) -> str:
+        return plan_name(self.number)
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+def plan_name(number: int) -> str:
+    """Name of a plan in the output."""
+    return f"plan/r{number}.json"
+
+
+def decode(content: bytes) -> Plan:
+    """Read a plan."""
+    try:
+        return Plan(**json.loads(content))
+    except (TypeError, ValueError) as failure:
+        raise DataLoss("The plan of the output cannot be read: use another output.", reason="CORRUPT_OUTPUT") from (
+            failure
+        )
+
+
+async def latest(output: Output) -> Plan | None:
+    """The plan in force; None before there is one."""
+    numbers = [int(name[6:-5]) async for name in output.names("plan") if name.endswith(".json")]
+    return decode(await output.get(plan_name(max(numbers)))) if numbers else None
+
+
+def default_chunk_size(objects: int) -> int:
+    """Keys in a chunk: large files for large batches, little lost and much to share out for small ones."""
+    return min(max(objects // 256, 16), 1000)
+
+
+def chunked(objects: Iterable[Listed], size: int, first: int = 0) -> Iterator[tuple[int, Listed]]:
+    """Number objects by chunk, from a first number on."""
+    return ((first + place // size, item) for place, item in enumerate(objects))
+
+
+def write_keys(path: Path, rows: Iterator[tuple[int, Listed]], chunk_size: int) -> tuple[list[int], int]:
+    """Write the file of keys; rows come by chunk. Return keys in each chunk, and chunks in each row group."""
+    per_block = max(_KEYS_PER_BLOCK // chunk_size, 1)
+    sizes: list[int] = []
+    waiting: list[tuple[int, Listed]] = []
+    with pq.ParquetWriter(path, _SCHEMA) as writer:
+        while True:
+            # Of a chunk that has grown no row may fall into the next block, so blocks end with chunks, not with rows.
+            limit = (len(sizes) // per_block + 1) * per_block
+            more, waiting = _until(limit, waiting, rows)
+            counts = [0] * per_block
+            for chunk, _ in more:
+                counts[chunk % per_block] += 1
+            writer.write_table(_block(more))
+            if not waiting:
+                last = max((chunk for chunk, _ in more), default=len(sizes) - 1)
+                sizes.extend(counts[: last + 1 - len(sizes)])
+                return sizes, per_block
+            sizes.extend(counts)
+
+
+def read_keys(path: Path, plan: Plan, block: int) -> dict[int, list[Listed]]:
+    """Keys of the chunks of one block."""
+    first = block * plan.chunks_per_block
+    chunks: dict[int, list[Listed]] = {
+        number: [] for number in range(first, min(first + plan.chunks_per_block, len(plan.sizes)))
+    }
+    with pq.ParquetFile(path) as file:
+        columns = file.read_row_group(block).to_pydict()
+    for row in zip(*(columns[name] for name in _SCHEMA.names), strict=True):
+        chunks[row[0]].append(Listed(*row[1:]))
+    return chunks
+
+
+def block_count(plan: Plan) -> int:
+    """Number of row groups of the file of keys."""
+    return -(-len(plan.sizes) // plan.chunks_per_block)
+
+
+def planned(path: Path, plan: Plan) -> Iterator[tuple[int, Listed]]:
+    """All keys, by chunk."""
+    for block in range(block_count(plan)):
+        for number, items in read_keys(path, plan, block).items():
+            yield from ((number, item) for item in items)
+
+
+def _until(
+    limit: int, waiting: list[tuple[int, Listed]], rows: Iterator[tuple[int, Listed]]
+) -> tuple[list[tuple[int, Listed]], list[tuple[int, Listed]]]:
+    """Rows of the chunks below a number, and the first one beyond."""
+    if waiting and waiting[0][0] >= limit:
+        return [], waiting
+    taken = waiting
+    for row in rows:
+        if row[0] >= limit:
+            return taken, [row]
+        taken.append(row)
+    return taken, []
+
+
+def _block(rows: list[tuple[int, Listed]]) -> Any:
+    columns: Sequence[Sequence[Any]] = list(zip(*((chunk, *item) for chunk, item in rows), strict=True))
+    columns = columns or [()] * len(_SCHEMA)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], _SCHEMA)

@@ -1,0 +1,190 @@
+"""Reading what a batch wrote, at any time: while it runs, after it was killed, when it is done."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from whence._batch import commits, plan
+from whence._batch.commits import Commit
+from whence._batch.locations import parse
+from whence._batch.output import Output, open_output
+from whence._batch.schema import SCHEMAS, VERSION
+from whence._errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, missing_extra
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as absent:
+    raise missing_extra("batch", "pyarrow") from absent
+
+TableName = Literal["results", "failures", "maps"]
+T = TypeVar("T")
+
+_COMMITS_AT_ONCE, _TABLES_AT_ONCE = 32, 8
+_ATTEMPTS = 5
+"""How often a chunk is looked up anew when its file is replaced while it is read."""
+
+
+class BatchOutput:
+    """The output of a batch, chunk by chunk.
+
+    Parameters
+    ----------
+    path
+        The output folder or bucket that `explain_batch` was given.
+
+    Raises
+    ------
+    FailedPrecondition
+        If there is no batch output, or one of a schema that this version cannot read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._output: Output = open_output(parse(path), create=False)
+        self.manifest: Mapping[str, Any] = run(read_manifest(self._output))
+        """What was asked."""
+        self._done = run(commits.done(self._output))
+
+    def finished(self) -> Iterator[Commit]:
+        """What every finished chunk says of itself."""
+        for numbers in _groups(self._done.chunks(), _COMMITS_AT_ONCE):
+            yield from run(_gather(map(self._commit, numbers)))
+
+    def planned(self) -> int:
+        """How many objects there are, finished or not."""
+        found = run(plan.latest(self._output))
+        return found.objects if found else 0
+
+    def tables(self, table: TableName = "results", columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The table of every finished chunk that has one, so that memory holds few chunks at a time."""
+        check_columns(table, columns)
+        # Maps are large; of the other tables several are read at a time, which hides how long a store takes to answer.
+        for numbers in _groups(self._done.chunks(), 1 if table == "maps" else _TABLES_AT_ONCE):
+            found = run(_gather(self._table(chunk, table, columns) for chunk in numbers))
+            yield from (each for each in found if each is not None)
+
+    async def _table(self, chunk: int, table: TableName, columns: Sequence[str] | None) -> pa.Table | None:
+        for _ in range(_ATTEMPTS):
+            commit = await self._commit(chunk)
+            try:
+                return await read_table(self._output, commit, table, columns)
+            except NotFound:  # a later revision took its place
+                self._done = await commits.done(self._output)
+        raise DataLoss(f"A file of chunk {chunk} is gone: the output was changed by hand.", reason="CORRUPT_OUTPUT")
+
+    async def _commit(self, chunk: int) -> Commit:
+        return commits.decode(await self._output.get(commits.done_name(chunk, self._done[chunk])))
+
+
+def read_batch(
+    path: str | os.PathLike[str], table: TableName = "results", columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Read a table of a batch's output; each key is in results or in failures, once.
+
+    Parameters
+    ----------
+    path
+        The output folder or bucket that `explain_batch` was given. It may be read while the batch runs: then it holds
+        what is finished.
+    table
+        ``results`` (one row an image), ``failures`` or ``maps``.
+    columns
+        Which columns to read. Default: all.
+
+    Returns
+    -------
+    pyarrow.Table
+        With the schema that the documentation of batches gives; in no particular order.
+
+    Raises
+    ------
+    FailedPrecondition
+        If there is no batch output, or one of a schema that this version cannot read.
+    InvalidArgument
+        If there is no such table or column.
+    """
+    schema = check_columns(table, columns)
+    tables = list(BatchOutput(path).tables(table, columns))
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def check_columns(table: str, columns: Sequence[str] | None) -> pa.Schema:
+    """The schema of some columns of a table."""
+    if table not in SCHEMAS:
+        raise InvalidArgument(f"table must be one of {', '.join(map(repr, SCHEMAS))}; not {table!r}.")
+    schema = SCHEMAS[table]
+    if columns is None:
+        return schema
+    unknown = [name for name in columns if name not in schema.names]
+    if unknown:
+        raise InvalidArgument(f"{table} has no column {unknown[0]!r}; it has {', '.join(schema.names)}.")
+    return pa.schema([schema.field(name) for name in columns])
+
+
+async def read_manifest(output: Output) -> Mapping[str, Any]:
+    """What was asked of the batch that wrote here."""
+    try:
+        manifest: dict[str, Any] = json.loads(await output.get("manifest.json"))
+    except (NotFound, ValueError) as failure:
+        raise FailedPrecondition(
+            f"{output.place} is no output of a batch: name the folder or bucket that whence batch wrote to.",
+            reason="NO_BATCH_OUTPUT",
+        ) from failure
+    if manifest.get("schema_version") != VERSION:
+        raise FailedPrecondition(
+            f"{output.place} has schema version {manifest.get('schema_version')}, and this SDK reads {VERSION}: "
+            "use the version of the SDK that wrote it.",
+            reason="OTHER_SCHEMA_VERSION",
+        )
+    return manifest
+
+
+async def read_table(
+    output: Output, commit: Commit, table: str, columns: Sequence[str] | None = None
+) -> pa.Table | None:
+    """A table of a chunk; None if it has no rows."""
+    file = commit.files.get(table)
+    if file is None:
+        return None
+    content = await output.get(file.name)
+    if len(content) != file.byte_count:
+        raise DataLoss(f"{file.name} is not what was written: delete the output and start again.")
+    return await asyncio.to_thread(
+        lambda: pq.ParquetFile(pa.BufferReader(content)).read(columns=None if columns is None else list(columns))
+    )
+
+
+async def _gather(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    return await asyncio.gather(*work)
+
+
+def _groups(numbers: list[int], size: int) -> Iterator[list[int]]:
+    return (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, within a running loop (as in notebooks), too."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    box: list[T] = []
+    failures: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            box.append(asyncio.run(work))
+        except BaseException as failure:  # noqa: BLE001  it is raised below, in the caller's thread
+            failures.append(failure)
+
+    thread = threading.Thread(target=target, name="whence-batch")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return box[0]
