@@ -84,6 +84,8 @@ def test_explain_passes_every_option_on(run: Run, photo: str, server: FakeServer
     run("explain", photo, "--bank", BANK, "--maps", "input", "--input-method", "integrated", "--concepts", "all")
     sent = server.calls.pop().request.options
     assert (sent.input_method, sent.concepts) == (3, 2)
+    run("explain", photo, "--bank", BANK, "--priority", "background")
+    assert server.calls.pop().request.priority == 2
     run("explain", photo, "--bank", BANK, "--target", "12")
     assert server.calls[1].request.target.index == 12
 
@@ -243,6 +245,33 @@ def test_lists(arguments: tuple[str, ...], shows: str, first: str, run: Run) -> 
     assert shows in done.output
     (record,) = json.loads(run(*arguments, "--json").stdout)
     assert first in record.values()
+
+
+def test_info(run: Run, server: FakeServer) -> None:
+    done = run("info")
+    assert done.exit_code == 0, done.output
+    assert isinstance(server.server_info, whence.ServerInfo)
+    limits = server.server_info.limits
+    for part in (
+        f"version {server.server_info.version}",
+        f"{limits.request_bytes:,} bytes",
+        f"{limits.deadline_s:g} s",
+    ):
+        assert part in done.output
+    answer = json.loads(run("info", "--json").stdout)
+    assert answer["limits"]["image_formats"] == list(limits.image_formats)
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_old_server_is_a_warning_in_a_line(
+    main: Callable[..., int], server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(server.server_info, whence.ServerInfo)
+    server.server_info = replace(server.server_info, contract_revision=0)
+    assert main("models", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)
+    assert re.fullmatch(r"whence: warning: .*\n", captured.err)
 
 
 def test_concept(run: Run, tmp_path: Path) -> None:

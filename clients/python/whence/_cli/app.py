@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Any, cast
 
 import typer
 
 from whence import __version__
-from whence._cli import configuration, contrast, explain, intervene, inventory, search
+from whence._cli import configuration, contrast, explain, intervene, inventory, printing, search
 from whence._errors import InvalidArgument
 
 EPILOG = (
@@ -21,6 +22,7 @@ for command in (
     explain.explain,
     contrast.contrast,
     intervene.intervene,
+    inventory.info,
     inventory.models,
     inventory.banks,
     inventory.concept,
@@ -55,7 +57,9 @@ def run() -> int:
         If it fails.
     """
     try:
-        return app(standalone_mode=False) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: printing.warn(str(message))
+            return app(standalone_mode=False) or 0
     except _UsageError as exc:
         failure: Any = exc
         see = f" See {failure.ctx.command_path} --help." if failure.ctx else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,14 +35,17 @@ def class_names(ctx: typer.Context, incomplete: str) -> list[str]:
         models = [model for model in client.models() if named in ("", model.name)]
         return list(dict.fromkeys(name for model in models for name in model.class_names))
 
-    return _beginning(incomplete, _ask(ctx.params, ask))
+    names = _beginning(incomplete, _ask(ctx.params, ask))
+    if os.environ.get("_WHENCE_COMPLETE") == "complete_bash":  # which, of all shells, does not quote what it is given
+        return [re.sub(r"([^\w./-])", r"\\\1", name) for name in names]
+    return names
 
 
 def _ask(given: Mapping[str, Any], question: Callable[[Client], list[str]]) -> list[str]:
     """Ask the service that the command line names so far, or the settings."""
     try:
         options = _config.load(given).client_options()
-        with Client(**{**options, "timeout_s": _TIMEOUT_S}, max_attempts=1) as client:
+        with Client(**{**options, "timeout_s": _TIMEOUT_S}, max_attempts=1, check_version=False) as client:
             return question(client)
     except WhenceError:
         return []

@@ -7,7 +7,21 @@ from typing import Annotated, cast
 import typer
 
 from whence._cli.connection import Connection, connecting
-from whence._cli.options import Bank, By, How, Image, InputMaps, Save, Scope, Size, Substitute, Target, TopK, class_of
+from whence._cli.options import (
+    Bank,
+    By,
+    How,
+    Image,
+    InputMaps,
+    Save,
+    Scope,
+    Size,
+    Substitute,
+    Target,
+    TopK,
+    Urgency,
+    class_of,
+)
 from whence._cli.printing import Json, print_json, print_table, say, write
 from whence._explanation import Explanation, MapKind
 from whence._words import all_lines, bank_version, explained_logit, table
@@ -37,6 +51,7 @@ def explain(
     parts: Annotated[bool, typer.Option("--parts", help="Show the parts of each concept, too.")] = False,
     input_method: InputMaps = "gradient",
     concepts: Scope = "target",
+    priority: Urgency = "interactive",
     save: Save = None,
     json: Json = False,
 ) -> None:
@@ -57,6 +72,7 @@ def explain(
             parts=parts,
             input_method=input_method,
             concepts=concepts,
+            priority=priority,
         )
     if save is not None:
         write(lambda: explanation.save(save), save)

@@ -16,6 +16,32 @@ from whence._inventory import Concept, Naming
 
 
 @connecting
+def info(connection: Connection, json: Json = False) -> None:
+    """Show the service's version and limits."""
+    with connection.client() as client:
+        record = client.server_info()
+    if json:
+        print_json(record)
+        return
+    limits = record.limits
+    say(f"version {record.version}, contract revision {record.contract_revision}")
+    print_table(
+        ("limit", "value"),
+        [
+            ("largest request", f"{limits.request_bytes:,} bytes"),
+            ("largest answer", f"{limits.reply_bytes:,} bytes"),
+            ("largest image", f"{limits.pixels:,} pixels"),
+            ("encodings of images", ", ".join(limits.image_formats)),
+            ("concepts in one answer", limits.top_k),
+            ("concepts scaled in one intervention", limits.scales),
+            ("images of one stream worked on at a time", limits.stream_in_flight),
+            ("longest that an answer may take", f"{limits.deadline_s:g} s"),
+            ("how long it may take where nothing is said", f"{limits.default_deadline_s:g} s"),
+        ],
+    )
+
+
+@connecting
 def models(
     connection: Connection,
     json: Json = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from whence._cli.completion import bank_names, class_names
-from whence._explanation import ConceptScope, Estimator, InputMethod, MapSize, Order
+from whence._explanation import ConceptScope, Estimator, InputMethod, MapSize, Order, Priority
 
 _BANK = "model/layer/name, or model/layer/name@digest."
 
@@ -33,6 +33,7 @@ InputMaps = Annotated[InputMethod, typer.Option(help="How input maps are compute
 Scope = Annotated[
     ConceptScope, typer.Option(help="Of the target's class, or of all classes (banks with concepts per class).")
 ]
+Urgency = Annotated[Priority, typer.Option(help="Background requests wait for all interactive ones.")]
 Save = Annotated[Path | None, typer.Option(help="Write a picture to this file.", show_default=False)]
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -29,17 +30,28 @@ def print_json(record: object) -> None:
 
 
 def print_table(heads: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
-    """A table; cells are plain text, whatever brackets a label may hold, and nothing is cut."""
+    """A table; cells are plain text, whatever brackets a label may hold, and no word is cut.
+
+    Where a terminal is too narrow, every row becomes some lines. Into a pipe it is one line, whatever its length.
+    """
+    cells = [tuple(printable(str(cell)) for cell in row) for row in rows]
     table = Table()
     for place, head in enumerate(heads):
-        numeric = all(_is_number(row[place]) for row in rows)
-        table.add_column(head, justify="right" if numeric and rows else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(str(cell))) for cell in row))
+        numeric = all(_is_number(row[place]) for row in cells)
+        table.add_column(head, justify="right" if numeric and rows else "left")
+    for row in cells:
+        table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:
-        console.width = _UNLIMITED_COLUMNS  # programs read lines: a row is one, whatever the width of the window
-    console.print(table)
+        console.width = _UNLIMITED_COLUMNS
+    if _least_columns(table) <= console.width:
+        console.print(table)
+    else:
+        for row in cells:
+            for head, cell in zip(heads, row, strict=True):
+                if cell:
+                    say(f"{head}: {cell}")
+            say("")
 
 
 def say(line: str) -> None:
@@ -65,5 +77,11 @@ def write(action: Callable[[], None], path: Path) -> None:
         raise InvalidArgument(f"Cannot write {path}: {exc.strerror or exc}.", reason="UNWRITABLE_FILE") from exc
 
 
-def _is_number(cell: object) -> bool:
-    return re.fullmatch(r"[+-]?[\d.]*(e[+-]?\d+)?%?", str(cell)) is not None
+def _least_columns(table: Table) -> int:
+    """How wide a terminal must be for the table's longest words."""
+    console = Console(width=_UNLIMITED_COLUMNS)
+    return Measurement.get(console, console.options, table).minimum
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"[+-]?[\d.]*(e[+-]?\d+)?%?", cell) is not None
