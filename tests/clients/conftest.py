@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import whence
+from tests.clients.blocking import Connect, blocking_clients
 from whence.testing import FakeServer
 
 
@@ -29,10 +30,20 @@ def server() -> Iterator[FakeServer]:
         yield fake
 
 
+@pytest.fixture(params=["Client", "AsyncClient"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Makes a client; a test that uses it runs with either kind."""
+    if request.param == "Client":
+        yield whence.Client
+    else:
+        with blocking_clients() as make:
+            yield make
+
+
 @pytest.fixture
-def client(server: FakeServer) -> Iterator[whence.Client]:
-    """A client of the fake service."""
-    with whence.Client(server.address, timeout_s=20) as connected:
+def client(server: FakeServer, connect: Connect) -> Iterator[whence.Client]:
+    """A client of the fake service, of either kind."""
+    with connect(server.address, timeout_s=20) as connected:
         yield connected
 
 

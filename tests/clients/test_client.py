@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from numpy.typing import NDArray
 
 import whence
+from tests.clients.blocking import Connect
 from whence import _requests, _retry
 from whence.testing import FakeServer, make_explanation, serve
 from whence.v1 import explanation_pb2
@@ -120,11 +121,13 @@ def test_input_maps_by_every_method(
     assert report.method == method
 
 
-def test_all_calls_carry_the_application_and_a_token(server: FakeServer, image: NDArray[np.uint8]) -> None:
+def test_all_calls_carry_the_application_and_a_token(
+    server: FakeServer, image: NDArray[np.uint8], connect: Connect
+) -> None:
     tokens = iter("-abcdefgh")  # the first goes with the question what the service is
     server.models, server.banks = {"fake": MODEL}, {BANK: HELD}
     server.concepts = {(BANK, 7): CONCEPT}
-    with whence.Client(server.address, token=lambda: next(tokens), application="other") as client:
+    with connect(server.address, token=lambda: next(tokens), application="other") as client:
         client.explain(image, bank=BANK)
         list(client.explain_many([image], bank=BANK))
         client.intervene(image, bank=BANK, scales={12: 0})
@@ -147,6 +150,44 @@ def test_all_calls_carry_the_application_and_a_token(server: FakeServer, image: 
         assert call.metadata["application"] == "other"
         assert call.metadata["authorization"] == f"Bearer {token}"
         assert call.metadata["request_id"]
+
+
+def test_a_token_is_asked_for_before_every_attempt(
+    server: FakeServer, image: NDArray[np.uint8], connect: Connect
+) -> None:
+    tokens = iter("abcd")
+    server.fail_next(whence.Unavailable("starting"), times=2)
+    with connect(server.address, token=lambda: next(tokens), check_version=False) as client:
+        client.explain(image, bank=BANK)
+    assert [call.metadata["authorization"] for call in server.calls] == ["Bearer a", "Bearer b", "Bearer c"]
+
+
+def test_a_token_that_is_refused_is_not_tried_again(
+    server: FakeServer, image: NDArray[np.uint8], connect: Connect
+) -> None:
+    server.fail_next(whence.Unauthenticated("expired", reason="BAD_TOKEN"))
+    with connect(server.address, token=lambda: "old") as client, pytest.raises(whence.Unauthenticated):
+        client.explain(image, bank=BANK)
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("token", ["secret\n", "geheimnis-ä"])
+def test_a_token_that_cannot_travel_is_refused(
+    token: str, server: FakeServer, image: NDArray[np.uint8], connect: Connect
+) -> None:
+    with connect(server.address, token=token) as client, pytest.raises(whence.InvalidArgument, match="token") as caught:
+        client.explain(image, bank=BANK)
+    assert token not in str(caught.value)
+    assert not server.calls
+
+
+@pytest.mark.parametrize("priority", ["interactive", "background"])
+def test_priority_reaches_the_server(
+    priority: Any, server: FakeServer, client: whence.Client, image: NDArray[np.uint8]
+) -> None:
+    client.explain(image, bank=BANK, priority=priority)
+    list(client.explain_many([image], bank=BANK, priority=priority))
+    assert [call.request.priority for call in server.calls] == [_requests.PRIORITIES[priority]] * 2
 
 
 def test_the_inventory(server: FakeServer, client: whence.Client) -> None:
@@ -184,6 +225,7 @@ def test_the_inventory(server: FakeServer, client: whence.Client) -> None:
         ({"maps": "input", "input_method": "deeplift"}, "'smoothgrad'"),
         ({"maps": "input", "input_method": "integrated", "colours": True}, "one gradient"),
         ({"concepts": "some"}, "'target', 'all'"),
+        ({"priority": "urgent"}, "'background'"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"timeout_s": float("inf")}, "timeout_s"),
     ],
@@ -191,9 +233,11 @@ def test_the_inventory(server: FakeServer, client: whence.Client) -> None:
 def test_wrong_options_never_reach_the_server(
     options: dict[str, object], says: str, server: FakeServer, client: whence.Client, image: NDArray[np.uint8]
 ) -> None:
-    for call in (client.explain, client.explain_many):
-        with pytest.raises(whence.InvalidArgument, match=says):
-            call(image if call == client.explain else [image], **{"bank": BANK, **options})  # type: ignore[arg-type]
+    given: dict[str, Any] = {"bank": BANK, **options}
+    with pytest.raises(whence.InvalidArgument, match=says):
+        client.explain(image, **given)
+    with pytest.raises(whence.InvalidArgument, match=says):
+        client.explain_many([image], **given)
     assert not server.calls
 
 
@@ -205,13 +249,14 @@ def test_wrong_options_never_reach_the_server(
         {"timeout_s": -1},
         {"max_message_bytes": 0},
         {"max_attempts": 0},
+        {"retry_budget": -1},
         {"tls": whence.TLS(certificate="only.pem")},
         {"tls": whence.TLS(authorities="/nowhere/ca.pem")},
     ],
 )
-def test_wrong_settings_are_refused_at_once(options: dict[str, object]) -> None:
+def test_wrong_settings_are_refused_at_once(options: dict[str, object], connect: Connect) -> None:
     with pytest.raises(whence.InvalidArgument):
-        whence.Client(**{"address": "localhost:1", **options})  # type: ignore[arg-type]
+        connect(**{"address": "localhost:1", **options})  # type: ignore[arg-type]
 
 
 def test_explain_and_explain_many_take_the_same_options() -> None:
@@ -256,9 +301,9 @@ def test_a_failure_that_passes_is_not_seen(server: FakeServer, client: whence.Cl
     assert len(server.calls) == 6
 
 
-def test_retries_can_be_turned_off(server: FakeServer, image: NDArray[np.uint8]) -> None:
+def test_retries_can_be_turned_off(server: FakeServer, image: NDArray[np.uint8], connect: Connect) -> None:
     server.fail_next(whence.Unavailable("starting"))
-    with whence.Client(server.address, max_attempts=1) as client, pytest.raises(whence.Unavailable):
+    with connect(server.address, max_attempts=1) as client, pytest.raises(whence.Unavailable):
         client.explain(image, bank=BANK)
     assert len(server.calls) == 1
 
@@ -277,6 +322,39 @@ def test_no_retry_goes_past_the_deadline(server: FakeServer, client: whence.Clie
     assert len(server.calls) == 1
 
 
+def test_all_calls_share_a_budget_of_retries(server: FakeServer, image: NDArray[np.uint8], connect: Connect) -> None:
+    server.fail_next(whence.Unavailable("down"), times=9)
+    with connect(server.address, retry_budget=4) as client:
+        with pytest.raises(whence.Unavailable):  # takes all four
+            client.explain(image, bank=BANK)
+        assert len(server.calls) == 5
+        for _ in range(3):  # none is left: asked once, and not more
+            with pytest.raises(whence.Unavailable):
+                client.models()
+        assert len(server.calls) == 8
+        with pytest.raises(whence.Unavailable):
+            client.explain(image, bank=BANK)
+        for _ in range(10):  # ten successes give one back
+            client.models()
+        server.calls.clear()
+        server.fail_next(whence.Unavailable("down"), times=2)
+        with pytest.raises(whence.Unavailable):
+            client.explain(image, bank=BANK)
+    assert len(server.calls) == 2
+
+
+def test_a_budget_never_holds_more_than_at_first() -> None:
+    budget = _retry.RetryBudget(2)
+    for _ in range(100):
+        budget.give_back()
+    assert [budget.take() for _ in range(4)] == [True, True, False, False]
+    for _ in range(9):
+        budget.give_back()
+    assert not budget.take()
+    budget.give_back()
+    assert budget.take()
+
+
 def test_pauses_grow_with_jitter_up_to_a_cap() -> None:
     policy = _retry.RetryPolicy(max_attempts=100, first_pause_s=0.1, longest_pause_s=5.0)
     error = whence.Unavailable("gone")
@@ -288,7 +366,7 @@ def test_pauses_grow_with_jitter_up_to_a_cap() -> None:
     assert policy.pause_s(error, 5, 0.5) is None
 
 
-def test_a_server_that_starts_late_is_found(image: NDArray[np.uint8]) -> None:
+def test_a_server_that_starts_late_is_found(image: NDArray[np.uint8], connect: Connect) -> None:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -306,14 +384,14 @@ def test_a_server_that_starts_late_is_found(image: NDArray[np.uint8]) -> None:
     thread = threading.Thread(target=start)
     thread.start()
     try:
-        with whence.Client(f"localhost:{port}", timeout_s=30, max_attempts=50) as client:
+        with connect(f"localhost:{port}", timeout_s=30, max_attempts=50) as client:
             assert client.models() == ()
     finally:
         started.set()
         thread.join()
 
 
-def test_retries_do_connect_again() -> None:
+def test_retries_do_connect_again(connect: Connect) -> None:
     connections = 0
 
     def refuse(listener: socket.socket) -> None:
@@ -326,7 +404,7 @@ def test_retries_do_connect_again() -> None:
     with socket.create_server(("localhost", 0)) as listener:
         thread = threading.Thread(target=refuse, args=(listener,))
         thread.start()
-        with whence.Client(f"localhost:{listener.getsockname()[1]}") as client, pytest.raises(whence.Unavailable):
+        with connect(f"localhost:{listener.getsockname()[1]}") as client, pytest.raises(whence.Unavailable):
             client.models()
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
@@ -336,14 +414,14 @@ def test_retries_do_connect_again() -> None:
 # Deadlines and limits --------------------------------------------------------------------------------------------
 
 
-def test_a_deadline_ends_the_call(image: NDArray[np.uint8]) -> None:
+def test_a_deadline_ends_the_call(image: NDArray[np.uint8], connect: Connect) -> None:
     release = threading.Event()
 
     def slow(request: service_pb2.ExplainRequest) -> whence.Explanation:
         release.wait(30)
         return make_explanation()
 
-    with FakeServer(slow) as server, whence.Client(server.address) as client:
+    with FakeServer(slow) as server, connect(server.address) as client:
         with pytest.raises(whence.DeadlineExceeded) as caught:
             client.explain(image, bank=BANK, timeout_s=0.3)
         release.set()
@@ -351,8 +429,8 @@ def test_a_deadline_ends_the_call(image: NDArray[np.uint8]) -> None:
     assert len(server.calls) == 1
 
 
-def test_an_image_that_is_too_large_is_not_sent(server: FakeServer) -> None:
-    with whence.Client(server.address, max_message_bytes=100_000) as client:
+def test_an_image_that_is_too_large_is_not_sent(server: FakeServer, connect: Connect) -> None:
+    with connect(server.address, max_message_bytes=100_000) as client:
         with pytest.raises(whence.ResourceExhausted, match="max_message_bytes") as caught:
             client.explain(np.zeros((200, 200, 3), np.uint8), bank=BANK)
         client.explain(np.zeros((150, 200, 3), np.uint8), bank=BANK)
@@ -360,26 +438,26 @@ def test_an_image_that_is_too_large_is_not_sent(server: FakeServer) -> None:
     assert len(server.calls) == 1
 
 
-def test_large_messages_pass_both_ways() -> None:
+def test_large_messages_pass_both_ways(connect: Connect) -> None:
     large = make_explanation(grid=(1500, 1500), concept_count=1)  # 4.5 MB of maps, beyond gRPC's own limit
-    with FakeServer(lambda request: large) as server, whence.Client(server.address) as client:
+    with FakeServer(lambda request: large) as server, connect(server.address) as client:
         got = client.explain(np.zeros((1600, 1600, 3), np.uint8), bank=BANK)
     assert got.concepts[0].maps["activation"].values.shape == (1500, 1500)
 
 
-def test_an_answer_beyond_the_limit_is_an_error_and_not_tried_again() -> None:
+def test_an_answer_beyond_the_limit_is_an_error_and_not_tried_again(connect: Connect) -> None:
     large = make_explanation(grid=(300, 300), concept_count=1)
     with (
         FakeServer(lambda request: large) as server,
-        whence.Client(server.address, max_message_bytes=50_000) as client,
+        connect(server.address, max_message_bytes=50_000) as client,
         pytest.raises(whence.ResourceExhausted, match="limit"),
     ):
         client.explain(np.zeros((9, 9, 3), np.uint8), bank=BANK)
     assert len(server.calls) == 1
 
 
-def test_a_closed_client_says_so(server: FakeServer, image: NDArray[np.uint8]) -> None:
-    client = whence.Client(server.address)
+def test_a_closed_client_says_so(server: FakeServer, image: NDArray[np.uint8], connect: Connect) -> None:
+    client = connect(server.address)
     client.close()
     for call in (client.models, lambda: client.explain(image, bank=BANK), lambda: client.explain_many([], bank=BANK)):
         with pytest.raises(whence.FailedPrecondition, match="closed"):
@@ -426,7 +504,7 @@ def write_identity(folder: Path, name: str) -> tuple[Path, Path]:
     return key_file, certificate_file
 
 
-def test_tls_and_mutual_tls(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+def test_tls_and_mutual_tls(tmp_path: Path, image: NDArray[np.uint8], connect: Connect) -> None:
     server_key, server_certificate = write_identity(tmp_path, "service.example")
     client_key, client_certificate = write_identity(tmp_path, "client.example")
     trusting = whence.TLS(authorities=server_certificate, server_name="service.example")
@@ -437,16 +515,16 @@ def test_tls_and_mutual_tls(tmp_path: Path, image: NDArray[np.uint8]) -> None:
         server_name="service.example",
     )
     with FakeServer(identity=(server_key, server_certificate)) as server:
-        with whence.Client(server.address, tls=trusting) as client:
+        with connect(server.address, tls=trusting) as client:
             assert client.explain(image, bank=BANK).target.name == "tabby"
         for wrong in (True, False, whence.TLS(authorities=client_certificate)):
             with (
-                whence.Client(server.address, tls=wrong, max_attempts=1, timeout_s=10) as client,
+                connect(server.address, tls=wrong, max_attempts=1, timeout_s=10) as client,
                 pytest.raises(whence.Unavailable),
             ):
                 client.models()
     with FakeServer(identity=(server_key, server_certificate), client_authorities=client_certificate) as server:
-        with whence.Client(server.address, tls=mutual) as client:
+        with connect(server.address, tls=mutual) as client:
             assert client.models() == ()
-        with whence.Client(server.address, tls=trusting, max_attempts=1) as client, pytest.raises(whence.Unavailable):
+        with connect(server.address, tls=trusting, max_attempts=1) as client, pytest.raises(whence.Unavailable):
             client.models()

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import whence
+from tests.clients.blocking import Connect
 from tests.clients.test_client import BANK
 from whence import _fake_answers
 from whence.testing import FakeServer, make_contrast, serve
@@ -126,12 +127,12 @@ def test_only_what_may_pass_is_tried_again(
     assert {call.request.request_id for call in server.calls} == {caught.value.request_id}
 
 
-def test_an_answer_without_an_id_has_that_of_the_request(image: NDArray[np.uint8]) -> None:
+def test_an_answer_without_an_id_has_that_of_the_request(image: NDArray[np.uint8], connect: Connect) -> None:
     class Terse(service_grpc.ExplanationServiceServicer):
         def Contrast(self, request: object, context: object) -> object:  # noqa: N802
             return _fake_answers.contrast(make_contrast())
 
-    with serve(Terse()) as address, whence.Client(address) as client:
+    with serve(Terse()) as address, connect(address) as client:
         assert len(client.contrast(image, bank=BANK).request_id) == 32
 
 

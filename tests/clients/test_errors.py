@@ -13,6 +13,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from numpy.typing import NDArray
 
 import whence
+from tests.clients.blocking import Connect
 from whence import _errors, _status
 from whence.testing import FakeServer, serve
 from whence.v1 import explanation_service_pb2 as service_pb2
@@ -39,13 +40,15 @@ def test_no_class_is_missing_from_the_docstring_or_the_package() -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_code_comes_back_whole(code: grpc.StatusCode, server: FakeServer, image: NDArray[np.uint8]) -> None:
+def test_every_code_comes_back_whole(
+    code: grpc.StatusCode, server: FakeServer, image: NDArray[np.uint8], connect: Connect
+) -> None:
     sent = _status.ERRORS_BY_CODE[code](
         "Over\nthere.", code=code.name, reason="SOME_REASON", metadata={"bank": "a/b/c", "request_id": "r-1"}
     )
     server.fail_next(sent)
     with (
-        whence.Client(server.address, max_attempts=1) as client,
+        connect(server.address, max_attempts=1) as client,
         pytest.raises(whence.WhenceError) as caught,
     ):
         client.explain(image, bank="a/b/c")
@@ -59,8 +62,8 @@ def test_every_code_comes_back_whole(code: grpc.StatusCode, server: FakeServer, 
     assert isinstance(got.__cause__, grpc.RpcError)
 
 
-def test_busy_and_too_large_are_told_apart(server: FakeServer, image: NDArray[np.uint8]) -> None:
-    with whence.Client(server.address, max_attempts=1) as client:
+def test_busy_and_too_large_are_told_apart(server: FakeServer, image: NDArray[np.uint8], connect: Connect) -> None:
+    with connect(server.address, max_attempts=1) as client:
         server.fail_next(whence.Overloaded("busy", retry_after_s=0.25))
         with pytest.raises(whence.Overloaded) as busy:
             client.explain(image, bank="a/b/c")
@@ -93,10 +96,10 @@ def foreign_details() -> bytes:
 
 
 @pytest.mark.parametrize("details", [b"", b"\xff\xff not a status", foreign_details()])
-def test_foreign_details_do_not_hide_the_failure(details: bytes) -> None:
+def test_foreign_details_do_not_hide_the_failure(details: bytes, connect: Connect) -> None:
     with (
         serve(Stranger(details)) as address,
-        whence.Client(address) as client,
+        connect(address) as client,
         pytest.raises(whence.PermissionDenied, match="not you") as caught,
     ):
         client.models()
@@ -104,10 +107,10 @@ def test_foreign_details_do_not_hide_the_failure(details: bytes) -> None:
     assert len(caught.value.request_id) == 32
 
 
-def test_what_the_service_lacks(server: FakeServer) -> None:
+def test_what_the_service_lacks(server: FakeServer, connect: Connect) -> None:
     with (
         serve(service_grpc.ExplanationServiceServicer()) as address,
-        whence.Client(address) as client,
+        connect(address) as client,
         pytest.raises(whence.Unimplemented),
     ):
         client.models()

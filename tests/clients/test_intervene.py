@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import whence
+from tests.clients.blocking import Connect
 from tests.clients.test_client import BANK, CONCEPT
 from whence import _fake_answers
 from whence.testing import FakeServer, make_explanation, make_intervention, serve
@@ -113,25 +114,25 @@ def test_only_what_may_pass_is_tried_again(
     assert {call.request.request_id for call in server.calls} == {caught.value.request_id}
 
 
-def test_a_deadline_ends_the_call(image: NDArray[np.uint8]) -> None:
+def test_a_deadline_ends_the_call(image: NDArray[np.uint8], connect: Connect) -> None:
     release = threading.Event()
 
     def slow(request: service_pb2.InterveneRequest) -> whence.Intervention:
         release.wait(30)
         return make_intervention()
 
-    with FakeServer(intervene=slow) as server, whence.Client(server.address) as client:
+    with FakeServer(intervene=slow) as server, connect(server.address) as client:
         with pytest.raises(whence.DeadlineExceeded):
             client.intervene(image, bank=BANK, scales={12: 0}, timeout_s=0.3)
         release.set()
 
 
-def test_an_answer_without_an_id_has_that_of_the_request(image: NDArray[np.uint8]) -> None:
+def test_an_answer_without_an_id_has_that_of_the_request(image: NDArray[np.uint8], connect: Connect) -> None:
     class Terse(service_grpc.ExplanationServiceServicer):
         def Intervene(self, request: object, context: object) -> service_pb2.InterveneResponse:  # noqa: N802
             return _fake_answers.intervention(make_intervention())
 
-    with serve(Terse()) as address, whence.Client(address) as client:
+    with serve(Terse()) as address, connect(address) as client:
         assert len(client.intervene(image, bank=BANK, scales={12: 0}).request_id) == 32
 
 
