@@ -270,7 +270,7 @@ def test_an_old_server_is_a_warning_in_a_line(
     server.server_info = replace(server.server_info, contract_revision=0)
     assert main("models", "--json") == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out)
+    assert json.loads(captured.out) == []
     assert re.fullmatch(r"whence: warning: .*\n", captured.err)
 
 

@@ -48,7 +48,7 @@ class ClassScore:
     probability: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ConceptMap:
     """Where a concept is."""
 
@@ -71,8 +71,13 @@ class ConceptMap:
 
     __hash__ = None  # type: ignore[assignment]  # arrays have no hash
 
+    def __repr__(self) -> str:
+        from whence._inventory_words import map_line
 
-@dataclass(frozen=True, slots=True)
+        return map_line(self)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class ConceptScore:
     """One concept's part in the prediction."""
 
@@ -102,6 +107,11 @@ class ConceptScore:
     def __hash__(self) -> int:
         # Maps have no hash; without them scores still serve as keys, as of Client.intervene.
         return hash((self.id, self.label, self.contribution))
+
+    def __repr__(self) -> str:
+        from whence._inventory_words import score_line
+
+        return score_line(self)
 
     @property
     def name(self) -> str:

@@ -51,3 +51,9 @@ class Intervention:
         from whence._words import intervention_line
 
         return intervention_line(self)
+
+    def _repr_html_(self) -> str:
+        """A table of what was and what came of it, for notebooks."""
+        from whence._html import render_intervention
+
+        return render_intervention(self)

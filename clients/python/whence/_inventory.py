@@ -14,7 +14,7 @@ BankKind = Literal["sae", "nmf", "contrast", "subspace", "unknown"]
 """``unknown``: a kind that this version of the SDK has not heard of."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Model:
     """A frozen image classifier."""
 
@@ -27,6 +27,17 @@ class Model:
     input_height: int
     """In pixels, as is the width."""
     input_width: int
+
+    def __repr__(self) -> str:
+        from whence._inventory_words import model_line
+
+        return model_line(self)
+
+    def _repr_html_(self) -> str:
+        """What is known of it, for notebooks."""
+        from whence._html import render_model
+
+        return render_model(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +52,7 @@ class Labelling:
     """How many its vocabulary had."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Bank:
     """Concepts for one model and layer."""
 
@@ -70,6 +81,17 @@ class Bank:
     """How many parts there are; their ids follow those of the concepts."""
     labelling: Labelling | None = None
     """How its concepts were named; None where they were not."""
+
+    def __repr__(self) -> str:
+        from whence._inventory_words import bank_line
+
+        return bank_line(self)
+
+    def _repr_html_(self) -> str:
+        """What is known of it, for notebooks."""
+        from whence._html import render_bank
+
+        return render_bank(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +138,7 @@ class Exemplar:
         return {"image/webp": self.picture}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Concept:
     """One element of a bank."""
 
@@ -151,6 +173,17 @@ class Concept:
     def __hash__(self) -> int:
         # Statistics have no hash; without them concepts still serve as keys, as of Client.intervene.
         return hash((self.bank, self.bank_digest, self.id))
+
+    def __repr__(self) -> str:
+        from whence._inventory_words import concept_line
+
+        return concept_line(self)
+
+    def _repr_html_(self) -> str:
+        """Its exemplars and what is known of it, for notebooks."""
+        from whence._html import render_concept
+
+        return render_concept(self)
 
     @property
     def weak_label(self) -> bool:

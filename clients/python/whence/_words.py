@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from whence._contrast import Contrast
     from whence._explanation import ClassScore, ConceptScore, Explanation, FaithfulnessReport, InputMapReport
     from whence._intervention import Intervention
+    from whence._inventory import Concept
 
 _DIGEST_CHARACTERS = 12
 
@@ -42,7 +43,7 @@ def explained_logit(explanation: Explanation) -> str:
     return f"explained logit {explained:.4g} of the reconstruction (the model's own: {own:.4g})"
 
 
-def bank_version(answer: Explanation | Intervention | Contrast) -> str:
+def bank_version(answer: Explanation | Intervention | Contrast | Concept) -> str:
     """The bank, and the beginning of its digest."""
     return f"{answer.bank}@{answer.bank_digest[:_DIGEST_CHARACTERS]}"
 
@@ -69,6 +70,23 @@ def intervention_lines(intervention: Intervention) -> list[str]:
             f"(logit {was.logit:.3g}, then {now.logit:.3g})."
         )
     return lines
+
+
+def intervention_table(intervention: Intervention) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and rows of the classes before and after."""
+    heads = ("class", "before", "after", "logit before", "logit after")
+    after = {score.index: score for score in intervention.after}
+    rows: list[tuple[str, ...]] = [
+        (
+            class_name(was),
+            f"{was.probability:.1%}",
+            f"{after[was.index].probability:.1%}",
+            f"{was.logit:.4g}",
+            f"{after[was.index].logit:.4g}",
+        )
+        for was in intervention.before
+    ]
+    return heads, rows
 
 
 def scaled(intervention: Intervention) -> str:

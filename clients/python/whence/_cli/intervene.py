@@ -11,7 +11,7 @@ from whence._cli.connection import Connection, connecting
 from whence._cli.options import Bank, Image, Scope, class_of
 from whence._cli.printing import Json, print_json, print_table, say
 from whence._errors import InvalidArgument
-from whence._words import bank_version, class_name, intervention_lines
+from whence._words import bank_version, intervention_lines, intervention_table
 
 
 @connecting
@@ -44,21 +44,8 @@ def intervene(
         return
     verdict, *_ = intervention_lines(intervention)
     say(verdict)
-    after = {score.index: score for score in intervention.after}
     say(f"what if, by {bank_version(intervention)}:")
-    print_table(
-        ("class", "before", "after", "logit before", "logit after"),
-        [
-            (
-                class_name(was),
-                f"{was.probability:.1%}",
-                f"{after[was.index].probability:.1%}",
-                f"{was.logit:.4g}",
-                f"{after[was.index].logit:.4g}",
-            )
-            for was in intervention.before
-        ],
-    )
+    print_table(*intervention_table(intervention))
 
 
 def _scales(pairs: list[str]) -> dict[int, float]:
