@@ -64,7 +64,7 @@ def render_search(results: SearchResults) -> str:
     heads, rows = _search_words.table(results)
     pictures = any(each.concept.exemplars for each in results)
     body = "".join(
-        _row("td", row, "".join(map(_picture, each.concept.exemplars)) if pictures else None)
+        _row("td", row, " ".join(map(_picture, each.concept.exemplars)) if pictures else None)
         for row, each in zip(rows, results, strict=True)
     )
     head = _row("th", (*heads, "exemplars") if pictures else heads)
@@ -114,7 +114,7 @@ def render_concept(concept: Concept) -> str:
 
 def _strip(exemplars: Sequence[Exemplar]) -> str:
     """Pictures beside each other."""
-    return f"<p>{''.join(map(_picture, exemplars))}</p>" if exemplars else ""
+    return f"<p>{' '.join(map(_picture, exemplars))}</p>" if exemplars else ""
 
 
 def _picture(exemplar: Exemplar) -> str:
