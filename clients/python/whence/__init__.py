@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from whence._async_client import AsyncClient
+    from whence._batch.api import explain_batch, read_batch
+    from whence._batch.records import BatchSummary, Progress
     from whence._channel import TLS
     from whence._client import Client
     from whence._contrast import Contrast, PlaneReport, ShiftPoint
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
 
 _NAMES_BY_MODULE = {
     "_async_client": ("AsyncClient",),
+    "_batch.api": ("explain_batch", "read_batch"),
+    "_batch.records": ("BatchSummary", "Progress"),
     "_channel": ("TLS",),
     "_client": ("Client",),
     "_contrast": ("Contrast", "PlaneReport", "ShiftPoint"),
@@ -104,6 +108,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "Bank",
+    "BatchSummary",
     "Box",
     "Cancelled",
     "ClassScore",
@@ -134,6 +139,7 @@ __all__ = [
     "PartsReport",
     "PermissionDenied",
     "PlaneReport",
+    "Progress",
     "ResourceExhausted",
     "SearchResults",
     "ServerInfo",
@@ -147,6 +153,8 @@ __all__ = [
     "WhenceError",
     "Word",
     "__version__",
+    "explain_batch",
+    "read_batch",
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from whence._batch import commits, schema
 from whence._batch.output import Output
 from whence._batch.sources import Listed
+from whence._batch.verdicts import retryable
 from whence._errors import WhenceError, missing_extra
 from whence._explanation import Explanation
 
@@ -90,7 +91,7 @@ class Chunk:
         """Take a failure."""
         self._tables["failures"].add(schema.failure(item, error))
         self._reasons[error.reason] += 1
-        self._retryable += error.retryable
+        self._retryable += retryable(error)
 
     def keep(self, table: str, rows: pa.Table) -> None:
         """Take rows of the revision before."""

@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from array import array
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -98,10 +98,6 @@ class Done:
     def chunks(self) -> list[int]:
         """Numbers of all chunks that were ever done."""
         return [chunk for chunk, revision in enumerate(self._revisions) if revision]
-
-    def covers(self, revisions: Sequence[int]) -> bool:
-        """Whether all chunks are done at these revisions."""
-        return all(self[chunk] >= revision for chunk, revision in enumerate(revisions))
 
 
 async def done(output: Output) -> Done:

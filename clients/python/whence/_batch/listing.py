@@ -19,7 +19,8 @@ class Listing:
 
     def __init__(self, folder: Path) -> None:
         # Used by one thread at a time, but not always by the same: listing blocks, so it is done beside the loop.
-        self._database = sqlite3.connect(folder / "listing.sqlite", check_same_thread=False)
+        self._path = folder / "listing.sqlite"
+        self._database = sqlite3.connect(self._path, check_same_thread=False)
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("PRAGMA synchronous = OFF")
         self._database.execute(f"CREATE TABLE listed ({_COLUMNS}) WITHOUT ROWID")
@@ -32,6 +33,7 @@ class Listing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._database.close()
+        self._path.unlink()
 
     def add(self, objects: Iterable[Listed]) -> None:
         """Take objects; of one key the first counts."""
@@ -70,6 +72,11 @@ class Listing:
             "ORDER BY chunk, key"
         )
         return ((row[4], _listed(row)) for row in rows)
+
+    def new_count(self) -> int:
+        """Number of objects that were not planned."""
+        query = "SELECT COUNT(*) FROM listed WHERE key NOT IN (SELECT key FROM planned)"
+        return int(self._database.execute(query).fetchone()[0])
 
     def new(self) -> Iterator[Listed]:
         """Objects that were not planned."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -99,25 +100,22 @@ def chunked(objects: Iterable[Listed], size: int, first: int = 0) -> Iterator[tu
     return ((first + place // size, item) for place, item in enumerate(objects))
 
 
-def write_keys(path: Path, rows: Iterator[tuple[int, Listed]], chunk_size: int) -> tuple[list[int], int]:
+def write_keys(path: Path, rows: Iterable[tuple[int, Listed]], chunks: int, chunk_size: int) -> tuple[list[int], int]:
     """Write the file of keys; rows come by chunk. Return keys in each chunk, and chunks in each row group."""
     per_block = max(_KEYS_PER_BLOCK // chunk_size, 1)
-    sizes: list[int] = []
-    waiting: list[tuple[int, Listed]] = []
+    sizes = [0] * chunks
+    blocks = groupby(rows, key=lambda row: row[0] // per_block)
+    following = next(blocks, None)
     with pq.ParquetWriter(path, _SCHEMA) as writer:
-        while True:
-            # Of a chunk that has grown no row may fall into the next block, so blocks end with chunks, not with rows.
-            limit = (len(sizes) // per_block + 1) * per_block
-            more, waiting = _until(limit, waiting, rows)
-            counts = [0] * per_block
-            for chunk, _ in more:
-                counts[chunk % per_block] += 1
-            writer.write_table(_block(more))
-            if not waiting:
-                last = max((chunk for chunk, _ in more), default=len(sizes) - 1)
-                sizes.extend(counts[: last + 1 - len(sizes)])
-                return sizes, per_block
-            sizes.extend(counts)
+        for block in range(-(-chunks // per_block)):
+            found: list[tuple[int, Listed]] = []
+            if following is not None and following[0] == block:
+                found = list(following[1])
+                following = next(blocks, None)
+            for chunk, _ in found:
+                sizes[chunk] += 1
+            writer.write_table(_block(found))
+    return sizes, per_block
 
 
 def read_keys(path: Path, plan: Plan, block: int) -> dict[int, list[Listed]]:
@@ -143,20 +141,6 @@ def planned(path: Path, plan: Plan) -> Iterator[tuple[int, Listed]]:
     for block in range(block_count(plan)):
         for number, items in read_keys(path, plan, block).items():
             yield from ((number, item) for item in items)
-
-
-def _until(
-    limit: int, waiting: list[tuple[int, Listed]], rows: Iterator[tuple[int, Listed]]
-) -> tuple[list[tuple[int, Listed]], list[tuple[int, Listed]]]:
-    """Rows of the chunks below a number, and the first one beyond."""
-    if waiting and waiting[0][0] >= limit:
-        return [], waiting
-    taken = waiting
-    for row in rows:
-        if row[0] >= limit:
-            return taken, [row]
-        taken.append(row)
-    return taken, []
 
 
 def _block(rows: list[tuple[int, Listed]]) -> Any:

@@ -46,18 +46,18 @@ class BatchOutput:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._output: Output = open_output(parse(path), create=False)
-        self.manifest: Mapping[str, Any] = run(read_manifest(self._output))
+        self.manifest: Mapping[str, Any] = block_on(read_manifest(self._output))
         """What was asked."""
-        self._done = run(commits.done(self._output))
+        self._done = block_on(commits.done(self._output))
 
     def finished(self) -> Iterator[Commit]:
         """What every finished chunk says of itself."""
         for numbers in _groups(self._done.chunks(), _COMMITS_AT_ONCE):
-            yield from run(_gather(map(self._commit, numbers)))
+            yield from block_on(_gather(map(self._commit, numbers)))
 
     def planned(self) -> int:
         """How many objects there are, finished or not."""
-        found = run(plan.latest(self._output))
+        found = block_on(plan.latest(self._output))
         return found.objects if found else 0
 
     def tables(self, table: TableName = "results", columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -65,7 +65,7 @@ class BatchOutput:
         check_columns(table, columns)
         # Maps are large; of the other tables several are read at a time, which hides how long a store takes to answer.
         for numbers in _groups(self._done.chunks(), 1 if table == "maps" else _TABLES_AT_ONCE):
-            found = run(_gather(self._table(chunk, table, columns) for chunk in numbers))
+            found = block_on(_gather(self._table(chunk, table, columns) for chunk in numbers))
             yield from (each for each in found if each is not None)
 
     async def _table(self, chunk: int, table: TableName, columns: Sequence[str] | None) -> pa.Table | None:
@@ -81,33 +81,8 @@ class BatchOutput:
         return commits.decode(await self._output.get(commits.done_name(chunk, self._done[chunk])))
 
 
-def read_batch(
-    path: str | os.PathLike[str], table: TableName = "results", columns: Sequence[str] | None = None
-) -> pa.Table:
-    """Read a table of a batch's output; each key is in results or in failures, once.
-
-    Parameters
-    ----------
-    path
-        The output folder or bucket that `explain_batch` was given. It may be read while the batch runs: then it holds
-        what is finished.
-    table
-        ``results`` (one row an image), ``failures`` or ``maps``.
-    columns
-        Which columns to read. Default: all.
-
-    Returns
-    -------
-    pyarrow.Table
-        With the schema that the documentation of batches gives; in no particular order.
-
-    Raises
-    ------
-    FailedPrecondition
-        If there is no batch output, or one of a schema that this version cannot read.
-    InvalidArgument
-        If there is no such table or column.
-    """
+def read(path: str | os.PathLike[str], table: TableName, columns: Sequence[str] | None) -> pa.Table:
+    """A whole table; see `whence.read_batch`."""
     schema = check_columns(table, columns)
     tables = list(BatchOutput(path).tables(table, columns))
     return pa.concat_tables(tables) if tables else schema.empty_table()
@@ -167,7 +142,7 @@ def _groups(numbers: list[int], size: int) -> Iterator[list[int]]:
     return (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def block_on(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, within a running loop (as in notebooks), too."""
     try:
         asyncio.get_running_loop()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from whence._batch.sources import Listed
+from whence._batch.verdicts import retryable
 from whence._errors import WhenceError, missing_extra
 from whence._explanation import ClassScore, ConceptScore, Explanation, FaithfulnessReport
 
@@ -129,7 +130,7 @@ def failure(item: Listed, error: WhenceError) -> dict[str, Any]:
         "code": error.code,
         "reason": error.reason,
         "message": error.message,
-        "retryable": error.retryable,
+        "retryable": retryable(error),
         "failed_at": datetime.now(timezone.utc),
     }
 
