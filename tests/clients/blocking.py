@@ -54,6 +54,16 @@ async def close(outcomes: AsyncGenerator[Any, None]) -> None:
     await outcomes.aclose()
 
 
+async def left_tasks() -> set[asyncio.Task[Any]]:
+    """The loop's tasks but this one, once those of gRPC had time to hear that their calls were cancelled."""
+    for _ in range(200):
+        left = asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())}
+        if not left:
+            break
+        await asyncio.sleep(0.05)
+    return left
+
+
 @contextmanager
 def blocking_clients() -> Iterator[Connect]:
     """Makes clients in a loop of their own, and checks at the end that they left no task in it."""
@@ -64,12 +74,9 @@ def blocking_clients() -> Iterator[Connect]:
     def run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
-    async def left() -> set[asyncio.Task[Any]]:
-        return asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())}
-
     try:
         yield cast(Connect, lambda *args, **options: Blocking(run, *args, **options))
-        leaked = run(left())
+        leaked = run(left_tasks())
     finally:
         run(loop.shutdown_default_executor())
         loop.call_soon_threadsafe(loop.stop)

@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 import whence
+from tests.clients.blocking import left_tasks
 from tests.clients.test_stream import check_pairing, echo, numbered
 from whence.testing import FakeServer, make_explanation, serve
 from whence.v1 import explanation_service_pb2 as service_pb2
@@ -52,11 +53,6 @@ class Stuck(service_grpc.ExplanationServiceServicer):
         self.ended.wait(30)
 
 
-def others() -> set[asyncio.Task[object]]:
-    """The loop's tasks but this one."""
-    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
-
-
 async def test_a_cancelled_task_cancels_its_call(image: NDArray[np.uint8]) -> None:
     servicer = Stuck()
     with serve(servicer) as address:
@@ -67,7 +63,7 @@ async def test_a_cancelled_task_cancels_its_call(image: NDArray[np.uint8]) -> No
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await asyncio.to_thread(servicer.ended.wait, 10)
-        assert not others()
+        assert not await left_tasks()
 
 
 async def test_a_cancelled_task_cancels_its_stream(image: NDArray[np.uint8]) -> None:
@@ -85,7 +81,7 @@ async def test_a_cancelled_task_cancels_its_stream(image: NDArray[np.uint8]) -> 
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await asyncio.to_thread(servicer.ended.wait, 10)
-        assert not others()
+        assert not await left_tasks()
 
 
 async def test_closing_ends_what_runs(image: NDArray[np.uint8]) -> None:
@@ -98,7 +94,7 @@ async def test_closing_ends_what_runs(image: NDArray[np.uint8]) -> None:
         # Python 3.10 cannot tell this from the task's own cancellation.
         with pytest.raises(whence.Cancelled if sys.version_info >= (3, 11) else asyncio.CancelledError):
             await task
-    assert not others()
+    assert not await left_tasks()
 
 
 async def test_who_stops_early_leaves_nothing_behind() -> None:
@@ -106,7 +102,7 @@ async def test_who_stops_early_leaves_nothing_behind() -> None:
         async with whence.AsyncClient(server.address) as client:
             async with contextlib.aclosing(client.explain_many(numbered(200), bank=BANK, max_in_flight=4)) as outcomes:
                 assert check_pairing([outcome async for outcome, _ in azip(outcomes, range(5))]) == [0, 1, 2, 3, 4]
-            assert not others()
+            assert not await left_tasks()
     assert len(server.calls) < 20
 
 
@@ -130,7 +126,7 @@ async def test_images_may_come_asynchronously() -> None:
         async with whence.AsyncClient(server.address) as client:
             async with contextlib.aclosing(client.explain_many(arriving(), bank=BANK, max_in_flight=8)) as outcomes:
                 assert check_pairing([outcome async for outcome, _ in azip(outcomes, range(40))]) == [*range(40)]
-            assert not others()
+            assert not await left_tasks()
 
 
 async def test_calls_run_side_by_side(image: NDArray[np.uint8]) -> None:

@@ -568,9 +568,9 @@ class Client:
         info = self._handshake.info
         whole = self._max_message_bytes or (info.limits.request_bytes if info else 0) or _DEFAULT_MESSAGE_BYTES
         limit = whole - _ENVELOPE_BYTES
-        if source.byte_count > limit:
+        if len(source.content) > limit:
             raise ResourceExhausted(
-                f"The image takes {source.byte_count:,} bytes, and {limit:,} can be sent: make it smaller, or raise "
+                f"The image takes {len(source.content):,} bytes, and {limit:,} can be sent: make it smaller, or raise "
                 "the service's limit (and max_message_bytes here, where it is given).",
                 reason="MESSAGE_TOO_LARGE",
             )

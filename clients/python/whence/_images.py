@@ -29,26 +29,32 @@ _RAW_MODES = ("RGB", "L")
 class Source:
     """An image as it travels."""
 
-    message: image_pb2.Image
+    content: bytes
+    """A file, or pixels row by row; the caller's own where possible, since images are large."""
+    shape: tuple[int, int] | None = None
+    """Height and width of pixels; None for a file."""
+    pixel_type: image_pb2.PixelType = image_pb2.PIXEL_TYPE_UNSPECIFIED
 
-    @property
-    def byte_count(self) -> int:
-        """Size of the pixels or of the file, in bytes."""
-        return len(self.message.encoded or self.message.raw.data)
+    def write(self, message: image_pb2.Image) -> None:
+        """Put the image into a message."""
+        if self.shape is None:
+            message.encoded = self.content
+        else:
+            message.raw.height, message.raw.width = self.shape
+            message.raw.pixel_type = self.pixel_type
+            message.raw.data = self.content
 
     def pixels(self) -> NDArray[np.uint8]:
         """``[height, width, 3]`` RGB after EXIF orientation, as the caller sees the image; needs Pillow for files."""
-        raw = self.message.raw
-        if self.message.WhichOneof("source") == "encoded":
-            return _decode(self.message.encoded)
-        shape = (raw.height, raw.width, 3)
-        if raw.pixel_type == image_pb2.PIXEL_TYPE_FLOAT32:
-            floats: NDArray[np.float32] = np.frombuffer(raw.data, "<f4").reshape(shape)
+        if self.shape is None:
+            return _decode(self.content)
+        if self.pixel_type == image_pb2.PIXEL_TYPE_FLOAT32:
+            floats: NDArray[np.float32] = np.frombuffer(self.content, "<f4").reshape(*self.shape, 3)
             return np.rint(floats * 255).astype(np.uint8)
-        return np.frombuffer(raw.data, np.uint8).reshape(shape)
+        return np.frombuffer(self.content, np.uint8).reshape(*self.shape, 3)
 
     def __repr__(self) -> str:
-        return f"Source({self.message.WhichOneof('source')}, {self.byte_count} bytes)"
+        return f"Source({'encoded' if self.shape is None else 'raw'}, {len(self.content)} bytes)"
 
 
 def read(image: ImageLike) -> Source:
@@ -82,7 +88,7 @@ def read(image: ImageLike) -> Source:
 def _from_bytes(encoded: bytes) -> Source:
     if not encoded:
         raise _refusal("The image is empty: 0 bytes.")
-    return Source(image_pb2.Image(encoded=encoded))
+    return Source(encoded)
 
 
 def _from_path(path: Path) -> Source:
@@ -92,7 +98,7 @@ def _from_path(path: Path) -> Source:
         raise InvalidArgument(f"Cannot read {path}: {exc.strerror or exc}.", reason="UNREADABLE_FILE") from exc
     if not encoded:
         raise _refusal(f"{path} is empty.")
-    return Source(image_pb2.Image(encoded=encoded))
+    return Source(encoded)
 
 
 def _is_pillow(image: object) -> TypeGuard[PillowImage]:
@@ -133,9 +139,7 @@ def _from_array(array: NDArray[Any]) -> Source:
             "e.g. array.astype(np.uint8)."
         )
     data = np.broadcast_to(values, (height, width, 3)).tobytes()
-    return Source(
-        image_pb2.Image(raw=image_pb2.RawImage(height=height, width=width, pixel_type=kind, data=data)),
-    )
+    return Source(data, (height, width), kind)
 
 
 def _grid(array: NDArray[Any]) -> tuple[int, int]:

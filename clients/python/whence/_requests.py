@@ -75,15 +75,16 @@ class Question:
 
     def request(self, source: Source, request_id: str, remaining_s: float) -> service_pb2.ExplainRequest:
         """The request about one image."""
-        return service_pb2.ExplainRequest(
+        message = service_pb2.ExplainRequest(
             request_id=request_id,
-            image=source.message,
             bank=self.bank,
             target=self.target,
             options=self.options,
             deadline=duration(remaining_s),
             priority=self.priority,
         )
+        source.write(message.image)
+        return message
 
 
 def question(
@@ -145,15 +146,16 @@ class WhatIf:
 
     def request(self, source: Source, request_id: str, remaining_s: float) -> service_pb2.InterveneRequest:
         """The request about one image."""
-        return service_pb2.InterveneRequest(
+        message = service_pb2.InterveneRequest(
             request_id=request_id,
-            image=source.message,
             bank=self.bank,
             scales=self.scales,
             deadline=duration(remaining_s),
             target=self.target,
             concepts=self.concepts,
         )
+        source.write(message.image)
+        return message
 
 
 def what_if(*, bank: str, scales: Mapping[Scalable, float], target: int | str | None, concepts: ConceptScope) -> WhatIf:
@@ -189,9 +191,8 @@ class Pair:
 
     def request(self, source: Source, request_id: str, remaining_s: float) -> service_pb2.ContrastRequest:
         """The request about one image."""
-        return service_pb2.ContrastRequest(
+        message = service_pb2.ContrastRequest(
             request_id=request_id,
-            image=source.message,
             bank=self.bank,
             target=self.target,
             other=self.other,
@@ -199,6 +200,8 @@ class Pair:
             deadline=duration(remaining_s),
             without_shift=not self.shift,
         )
+        source.write(message.image)
+        return message
 
 
 def pair(
