@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHARED = {"__init__", "__main__", "measure", "resnet50", "served"}
+SHARED = {"__init__", "__main__", "batch_client", "bucket", "canned", "measure", "resnet50", "served"}
 
 
 def main() -> None:
