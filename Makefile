@@ -40,7 +40,7 @@ lint: $(INSTALLED) $(BUF_INSTALLED)  ## Check style, types and the wire contract
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file pyproject.toml -p whence
+	for version in 3.10 3.13; do $(BIN)/mypy --config-file pyproject.toml --python-version $$version -p whence; done
 	$(BIN)/python clients/python/sync_client.py --check
 	$(BUF) lint proto
 	$(BUF) breaking proto --against proto/released.binpb

@@ -30,7 +30,7 @@ def place(values: NDArray[np.float32], view: Box, height: int, width: int) -> ND
     """
     rows = _interpolation(values.shape[0], view.top, view.bottom, height)
     columns = _interpolation(values.shape[1], view.left, view.right, width)
-    return (rows @ values @ columns.T).astype(np.float32, copy=False)
+    return np.asarray(rows @ values @ columns.T, np.float32)
 
 
 def _interpolation(cells: int, start: float, stop: float, pixels: int) -> NDArray[np.float32]:
