@@ -21,7 +21,7 @@ from tests.clients.test_client import BANK, CONCEPT, HELD, MODEL
 from tests.data import real_data
 from whence import cli
 from whence._cli import app as commands
-from whence._cli.failures import EXIT_CODES
+from whence._cli.failures import EXIT_CODES, INTERRUPTED, NOT_EXPLAINED
 from whence.testing import FakeServer, make_contrast, make_explanation
 
 Run = Callable[..., Result]
@@ -332,7 +332,7 @@ def test_every_class_of_failure_has_a_code_and_every_code_is_documented() -> Non
 
     assert set(EXIT_CODES) == below(whence.WhenceError)
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", README.read_text(), re.MULTILINE)}
-    assert documented == {0, *EXIT_CODES.values(), 130}
+    assert documented == {0, *EXIT_CODES.values(), NOT_EXPLAINED, INTERRUPTED}
     assert {int(code) for code in re.findall(r"(\d+) \w", commands.EPILOG)} == documented
 
 

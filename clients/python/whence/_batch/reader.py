@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from whence._batch import commits, plan
@@ -62,11 +62,18 @@ class BatchOutput:
 
     def tables(self, table: TableName = "results", columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The table of every finished chunk that has one, so that memory holds few chunks at a time."""
+        return (found for _, found in self.numbered(table, columns))
+
+    def numbered(
+        self, table: TableName, columns: Sequence[str] | None = None, only: Container[int] | None = None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """As `tables`, each with the number of its chunk; ``only`` of some chunks."""
         check_columns(table, columns)
+        chunks = [chunk for chunk in self._done.chunks() if only is None or chunk in only]
         # Maps are large; of the other tables several are read at a time, which hides how long a store takes to answer.
-        for numbers in _groups(self._done.chunks(), 1 if table == "maps" else _TABLES_AT_ONCE):
+        for numbers in _groups(chunks, 1 if table == "maps" else _TABLES_AT_ONCE):
             found = block_on(_gather(self._table(chunk, table, columns) for chunk in numbers))
-            yield from (each for each in found if each is not None)
+            yield from ((chunk, each) for chunk, each in zip(numbers, found, strict=True) if each is not None)
 
     async def _table(self, chunk: int, table: TableName, columns: Sequence[str] | None) -> pa.Table | None:
         for _ in range(_ATTEMPTS):

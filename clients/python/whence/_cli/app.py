@@ -8,12 +8,14 @@ from typing import Annotated, Any, cast
 import typer
 
 from whence import __version__
-from whence._cli import configuration, contrast, explain, intervene, inventory, printing, search
+from whence._cli import batch, configuration, contrast, explain, intervene, inventory, printing, search
+from whence._cli.failures import INTERRUPTED
 from whence._errors import InvalidArgument
 
 EPILOG = (
     "Exit codes: 0 done; 1 a fault; 2 wrong command line or request; 3 no such bank, model or concept; "
-    "4 not now (unreachable, busy, over a limit, too slow); 5 not allowed; 6 not offered here; 130 interrupted."
+    "4 not now (unreachable, busy, over a limit, too slow); 5 not allowed; 6 not offered here; "
+    "7 batch: nothing explained, or with --strict not all; 130 interrupted."
 )
 
 app = typer.Typer(epilog=EPILOG, invoke_without_command=True, pretty_exceptions_enable=False)
@@ -31,9 +33,14 @@ for command in (
 ):
     app.command(epilog=EPILOG)(command)
 
+batches = typer.Typer(cls=batch.RunByDefault, epilog=EPILOG, invoke_without_command=True)
+batches.callback()(batch.batch)
+for command in (batch.run, batch.report):
+    batches.command(epilog=EPILOG)(command)
+app.add_typer(batches, name="batch")
+
 # Typer has a click of its own, or uses that which is installed: either way this is its class for wrong command lines.
 _UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
-_INTERRUPTED = 130
 
 
 @app.callback()
@@ -65,4 +72,4 @@ def run() -> int:
         see = f" See {failure.ctx.command_path} --help." if failure.ctx else ""
         raise InvalidArgument(f"{failure.format_message()}{see}", reason="USAGE") from None
     except typer.Abort:  # how click of old tells of Ctrl-C
-        return _INTERRUPTED
+        return INTERRUPTED

@@ -27,6 +27,10 @@ EXIT_CODES: dict[type[WhenceError], int] = {
     _errors.AlreadyExists: 6,
 }
 """What the command exits with, by failure."""
+NOT_EXPLAINED = 7
+"""What a batch exits with that explained nothing, or not all where that was asked for."""
+INTERRUPTED = 130
+"""What shells give for a program that Ctrl-C ended."""
 
 # Control characters, which a terminal would obey; marks that turn the direction of text; halves of characters.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -1,0 +1,58 @@
+"""How far a batch is, on standard error: a bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import typer
+from rich import progress as bars
+from rich.console import Console
+
+from whence._batch.records import Progress
+from whence._cli.failures import printable
+
+LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def shown_progress() -> Iterator[Callable[[Progress], None]]:
+    """What shows how far a batch is, each time it is told."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines()
+        return
+    columns = (bars.BarColumn(), bars.TaskProgressColumn(), bars.TextColumn("{task.description}", markup=False))
+    with bars.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("looking at the source", total=None)
+        yield lambda now: bar.update(task, total=now.total, completed=now.finished, description=described(now))
+
+
+class Lines:
+    """Writes a line every ten seconds, and one for the end."""
+
+    def __init__(self) -> None:
+        self._due_s = 0.0
+
+    def __call__(self, now: Progress) -> None:
+        ended = now.finished == now.total
+        if ended or time.monotonic() >= self._due_s:
+            self._due_s = time.monotonic() + LINE_EVERY_S
+            typer.echo(described(now), file=sys.stderr)
+
+
+def described(now: Progress) -> str:
+    """How far a batch is, in a line."""
+    parts = [f"{now.finished:,} of {now.total:,}", f"{now.rate:,.1f} a second"]
+    if now.failed:
+        parts.append(f"{now.failed:,} failed")
+    if now.finished < now.total:
+        parts.append(f"{now.in_flight} of {now.limit} in flight")
+        if now.remaining_s is not None:
+            parts.append(f"{timedelta(seconds=round(now.remaining_s))} left")
+    if now.waiting:
+        parts.append(f"waiting: {printable(now.waiting)}")
+    return ", ".join(parts)
