@@ -29,7 +29,8 @@ BANK = whence.Bank(
     weights_digest="a" * 64,
     created="2026-01-01T00:00:00Z",
 )
-ANSWER = make_explanation()
+WITH_MAPS = make_explanation()
+ANSWER = replace(WITH_MAPS, concepts=tuple(replace(concept, maps={}) for concept in WITH_MAPS.concepts))
 
 
 class FakeService:
@@ -39,9 +40,17 @@ class FakeService:
     ----------
     answer
         What to do first for each image; may raise.
+    explanation
+        What to say of all of them; maps are those of this one.
     """
 
-    def __init__(self, answer: Callable[[bytes], Awaitable[None]] | None = None, delay_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        answer: Callable[[bytes], Awaitable[None]] | None = None,
+        delay_s: float = 0.0,
+        explanation: Explanation = ANSWER,
+    ) -> None:
+        self.explanation = explanation
         self.asked: Counter[bytes] = Counter()
         self.in_flight = self.most_in_flight = 0
         self._answer, self._delay_s = answer, delay_s
@@ -56,7 +65,9 @@ class FakeService:
                 await self._answer(content)
         finally:
             self.in_flight -= 1
-        return replace(ANSWER, contributions_total=float(len(content)), runtime=content.decode(errors="replace"))
+        return replace(
+            self.explanation, contributions_total=float(len(content)), runtime=content.decode(errors="replace")
+        )
 
 
 def fill(folder: Path, count: int = 10, start: int = 0) -> dict[str, bytes]:

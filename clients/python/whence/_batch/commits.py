@@ -133,14 +133,12 @@ async def sweep(output: Output) -> None:
     Files of chunks that are not done, or of revisions to come, may be somebody's work in progress.
     """
     finished = await done(output)
+    written: dict[int, list[str]] = {}
     for table in TABLES:
-        names = [name async for name in output.names(table)]
-        touched: dict[int, list[str]] = {}
-        for name in names:
+        async for name in output.names(table):
             match = _FILE.fullmatch(name)
             if match is not None and int(match[2]) <= finished[int(match[1])]:
-                touched.setdefault(int(match[1]), []).append(name)
-        async for commit in read(output, finished, sorted(touched)):
-            named = commit.files.get(table)
-            stale = [name for name in touched[commit.chunk] if named is None or name != named.name]
-            await output.delete(stale)
+                written.setdefault(int(match[1]), []).append(name)
+    async for commit in read(output, finished, sorted(written)):
+        named = {file.name for file in commit.files.values()}
+        await output.delete([name for name in written.pop(commit.chunk) if name not in named])
