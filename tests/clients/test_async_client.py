@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import itertools
 import subprocess
 import sys
 import threading
@@ -112,20 +111,17 @@ async def azip(items: AsyncIterator[whence.Outcome], numbers: range) -> AsyncIte
 
 
 async def test_images_may_come_asynchronously() -> None:
-    closed = asyncio.Event()
-
     async def arriving() -> AsyncIterator[NDArray[np.uint8]]:
-        try:
-            for image in itertools.chain.from_iterable(numbered(200) for _ in itertools.count()):
-                await asyncio.sleep(0.001)
-                yield image
-        finally:
-            closed.set()
+        for image in numbered(200):
+            await asyncio.sleep(0.001)
+            yield image
 
+    images = arriving()
     with FakeServer(echo, shuffle=True) as server:
         async with whence.AsyncClient(server.address) as client:
-            async with contextlib.aclosing(client.explain_many(arriving(), bank=BANK, max_in_flight=8)) as outcomes:
+            async with contextlib.aclosing(client.explain_many(images, bank=BANK, max_in_flight=8)) as outcomes:
                 assert check_pairing([outcome async for outcome, _ in azip(outcomes, range(40))]) == [*range(40)]
+            assert (await anext(images))[0, 0, 0] < 60  # the caller's own, to go on with
             assert not await left_tasks()
 
 

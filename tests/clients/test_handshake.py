@@ -64,7 +64,10 @@ def test_nothing_is_asked_where_it_is_turned_off(connect: Connect) -> None:
     assert (servicer.asked, servicer.calls) == (0, 1)
 
 
-def test_a_server_that_does_not_know_the_question_is_not_asked_again(connect: Connect) -> None:
+def test_a_server_that_does_not_know_the_question_is_not_asked_again(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_handshake, "_ASK_AGAIN_S", 0.0)
     servicer = Introducing(grpc.StatusCode.UNIMPLEMENTED)
     with serve(servicer) as address, connect(address) as client:
         client.models()
