@@ -12,8 +12,8 @@ from typing import Any
 import whence
 from whence import Explanation
 from whence._batch.locations import parse
-from whence._batch.output import Output, open_output
-from whence._batch.run import Job, run_job
+from whence._batch.output import Output
+from whence._batch.run import Job, _open, run_job
 from whence._batch.sources import Source, open_source
 from whence.testing import make_explanation
 
@@ -34,7 +34,9 @@ ANSWER = replace(WITH_MAPS, concepts=tuple(replace(concept, maps={}) for concept
 
 
 class FakeService:
-    """Answers with the size of the image as a concept's activation; remembers what it was asked.
+    """Answers with the size of the image as the sum of contributions and its content as the runtime.
+
+    It remembers what it was asked.
 
     Parameters
     ----------
@@ -100,7 +102,7 @@ def do(
         run_job(
             job,
             source or open_source(job.source),
-            output or open_output(job.output, create=True),
+            output or _open(job),
             bank,
             service or FakeService(),
             **more,

@@ -15,7 +15,7 @@ LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Limits that are tried; each is about half as much again as the one before."""
 
 _FIRST = LEVELS.index(4)
-_CYCLES, _MOST_CYCLES = 6, 64
+_CYCLES, _MOST_CYCLES = 12, 64
 """Length of a measurement. A cycle is as many answers as the limit: of a batch all are in the same cycle."""
 _FEWEST = 24
 """Answers per measurement at the least."""
@@ -133,8 +133,10 @@ class Limiter:
         before = self._throughput.get(self._level - 2, 0.0)
         if measured > before * _FAST and self._level + 2 <= self._ceiling:
             self._level += 2
-        else:
-            self._climbing = False
+            return
+        self._climbing = False
+        if measured < before * _WORTH:
+            self._level -= 2
 
     def _try_another(self) -> None:
         step = 1 if self._up else -1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class Plan:
     """Keys in each chunk."""
     revisions: Sequence[int]
     """Number of the plan that last asked for each chunk to be done."""
-    retries: Sequence[int] = ()
+    retries: list[int] = field(default_factory=list)
     """Chunks of which the failures are to be tried again, too."""
 
     @property
@@ -146,4 +146,4 @@ def planned(path: Path, plan: Plan) -> Iterator[tuple[int, Listed]]:
 def _block(rows: list[tuple[int, Listed]]) -> Any:
     columns: Sequence[Sequence[Any]] = list(zip(*((chunk, *item) for chunk, item in rows), strict=True))
     columns = columns or [()] * len(_SCHEMA)
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
+    return pa.table([pa.array(column, of.type) for column, of in zip(columns, _SCHEMA, strict=True)], _SCHEMA)

@@ -14,6 +14,7 @@ from whence._batch.counting import COLUMNS, ConceptCount, Counts
 from whence._batch.reader import BatchOutput
 from whence._batch.thumbnails import Thumbnail, Wanted, draw
 from whence._errors import InvalidArgument, WhenceError, missing_extra
+from whence._inventory_words import counted
 
 try:
     import jinja2
@@ -149,7 +150,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, number=_number, option=_option)
+    environment.filters.update(percent=_percent, number=_number, option=_option, counted=counted)
     classes = counts.classes()
     failed = sum(reason.images for reason in reasons)
     return environment.get_template("report.html").render(
@@ -164,6 +165,7 @@ def _render(
         names={row.index: row.name for row in classes},
         concepts=shown,
         concept_count=concept_count,
+        classed=any(concept.class_index is not None for concept in shown),
         weak=any(concept.weak_label for concept in shown),
         reasons=reasons,
         thumbnails=thumbnails,

@@ -148,6 +148,8 @@ def _reduced(data: bytes) -> tuple[NDArray[np.uint8], tuple[float, float]]:
             upright = ImageOps.exif_transpose(image).convert("RGB")
     width, height = reversed(whole) if turned else whole
     upright.thumbnail((SIDE, SIDE))
+    if (steps := SIDE // max(upright.size)) > 1:  # overlays on tiny images would be coarse
+        upright = upright.resize((steps * upright.width, steps * upright.height), Image.Resampling.NEAREST)
     return np.asarray(upright), (upright.width / width, upright.height / height)
 
 
