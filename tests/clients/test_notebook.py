@@ -76,7 +76,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag != "img":
+        if tag not in ("img", "meta", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

@@ -114,8 +114,7 @@ def _reasons(batch: BatchOutput) -> list[Reason]:
                 found[name] = Reason(name, remedy, row["message"])
             reason = found[name]
             reason.images += 1
-            if len(reason.keys) < KEYS:
-                reason.keys.append(row["key"])
+            reason.keys = sorted([*reason.keys, row["key"]])[:KEYS]
     return sorted(found.values(), key=lambda reason: (-reason.images, reason.name))
 
 

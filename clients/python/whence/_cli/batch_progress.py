@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,10 +39,15 @@ class Lines:
         self._due_s = 0.0
 
     def __call__(self, now: Progress) -> None:
-        ended = now.finished == now.total
-        if ended or time.monotonic() >= self._due_s:
+        if now.finished < now.total:
+            if time.monotonic() < self._due_s:
+                return
             self._due_s = time.monotonic() + LINE_EVERY_S
-            typer.echo(described(now), file=sys.stderr)
+        elif self._due_s == math.inf:
+            return
+        else:
+            self._due_s = math.inf
+        typer.echo(described(now), file=sys.stderr)
 
 
 def described(now: Progress) -> str:
