@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich import progress
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import whence
@@ -228,10 +231,9 @@ def test_options_may_come_first_and_folders_be_called_as_commands(
 
 
 def test_how_far_it_is_in_a_line() -> None:
-    now = Progress(2000, 1000, 3, 8, 16, 52.25, 19.1, "the service is \x1b away")
-    assert batch_progress.described(now) == (
-        "1,000 of 2,000, 52.2 a second, 3 failed, 8 of 16 in flight, 0:00:19 left, waiting: the service is \\x1b away"
-    )
+    now = Progress(2000, 1000, 3, 8, 16, 52.25, 19.1)
+    says = "1,000 of 2,000, 52.2 a second, 0:00:19 left, 3 failed, 8 of 16 in flight"
+    assert batch_progress.described(now) == says
     assert batch_progress.described(Progress(5, 5, 0, 0, 4, 10.0, 0.0)) == "5 of 5, 10.0 a second"
 
 
@@ -242,7 +244,19 @@ def test_lines_come_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch
     for finished in range(5):
         show(Progress(5, finished, 0, 1, 1, 1.0, None))
         now_s += 6
-    show(Progress(5, 5, 0, 0, 1, 1.0, 0.0))
-    show(Progress(5, 5, 0, 0, 1, 1.0, 0.0))
+    for _ in range(2):
+        show(Progress(5, 5, 0, 0, 1, 1.0, 0.0, "the service is \x1b away"))
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["0", "2", "4", "5"]
+    assert lines[-1].endswith(", waiting: the service is \\x1b away")
+
+
+def test_a_bar_says_once_why_nothing_goes_on() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with progress.Progress(console=console) as drawn:
+        show = batch_progress.Bar(drawn)
+        for waiting in ("", "the service is away", "the service is away", "", "the store is away"):
+            show(Progress(5, 2, 0, 1, 1, 1.0, None, waiting))
+        assert (drawn.tasks[0].completed, drawn.tasks[0].total) == (2, 5)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert (printed.count("service is away"), printed.count("store is away")) == (1, 1)

@@ -12,6 +12,7 @@ from datetime import timedelta
 import typer
 from rich import progress as bars
 from rich.console import Console
+from rich.text import Text
 
 from whence._batch.records import Progress
 from whence._cli.failures import printable
@@ -28,8 +29,22 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
         return
     columns = (bars.BarColumn(), bars.TaskProgressColumn(), bars.TextColumn("{task.description}", markup=False))
     with bars.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("looking at the source", total=None)
-        yield lambda now: bar.update(task, total=now.total, completed=now.finished, description=described(now))
+        yield Bar(bar)
+
+
+class Bar:
+    """Moves a bar, and says above it why nothing goes on."""
+
+    def __init__(self, bar: bars.Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("looking at the source", total=None)
+        self._waiting = ""
+
+    def __call__(self, now: Progress) -> None:
+        if now.waiting and now.waiting != self._waiting:
+            self._bar.console.print(Text(f"waiting: {printable(now.waiting)}"), soft_wrap=True)
+        self._waiting = now.waiting
+        self._bar.update(self._task, total=now.total, completed=now.finished, description=described(now))
 
 
 class Lines:
@@ -47,18 +62,17 @@ class Lines:
             return
         else:
             self._due_s = math.inf
-        typer.echo(described(now), file=sys.stderr)
+        waiting = f", waiting: {printable(now.waiting)}" if now.waiting else ""
+        typer.echo(f"{described(now)}{waiting}", file=sys.stderr)
 
 
 def described(now: Progress) -> str:
     """How far a batch is, in a line."""
     parts = [f"{now.finished:,} of {now.total:,}", f"{now.rate:,.1f} a second"]
+    if now.finished < now.total and now.remaining_s is not None:
+        parts.append(f"{timedelta(seconds=round(now.remaining_s))} left")
     if now.failed:
         parts.append(f"{now.failed:,} failed")
     if now.finished < now.total:
         parts.append(f"{now.in_flight} of {now.limit} in flight")
-        if now.remaining_s is not None:
-            parts.append(f"{timedelta(seconds=round(now.remaining_s))} left")
-    if now.waiting:
-        parts.append(f"waiting: {printable(now.waiting)}")
     return ", ".join(parts)
