@@ -14,6 +14,7 @@ from whence import Explanation
 from whence._batch.locations import parse
 from whence._batch.output import Output
 from whence._batch.run import Job, _open, run_job
+from whence._batch.service import Explain
 from whence._batch.sources import Source, open_source
 from whence.testing import make_explanation
 
@@ -90,7 +91,7 @@ def a_job(source: Path | str, output: Path | str, **changes: Any) -> Job:
 
 def do(
     job: Job,
-    service: FakeService | None = None,
+    service: Explain | None = None,
     *,
     source: Source | None = None,
     output: Output | None = None,

@@ -9,7 +9,6 @@ again where it does not. No clocks and no tasks here: the caller tells what happ
 from __future__ import annotations
 
 import math
-from statistics import mean, stdev
 
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Limits that are tried; each is about half as much again as the one before."""
@@ -99,8 +98,9 @@ class Limiter:
         count = len(self._cycles)
         if count < max(_CYCLES, _FEWEST / self.limit):
             return False
-        typical = max(mean(self._cycles), 1e-9)
-        noise = self._noise[self._level] = stdev(self._cycles) / typical / math.sqrt(count)
+        typical = max(sum(self._cycles) / count, 1e-9)
+        variance = sum((cycle_s - typical) ** 2 for cycle_s in self._cycles) / (count - 1)
+        noise = self._noise[self._level] = math.sqrt(variance / count) / typical
         if self._climbing or noise <= _NOISE or count >= max(_MOST_CYCLES, _FEWEST):
             return True
         if self._home is None:

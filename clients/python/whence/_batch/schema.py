@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from datetime import datetime, timezone
 from typing import Any
 
@@ -51,6 +50,7 @@ _REPORT = pa.struct(
         ("code_tolerance", pa.float32()),
     ]
 )
+_CONCEPT_NAMES, _REPORT_NAMES = ([field.name for field in struct] for struct in (_CONCEPT, _REPORT))
 _BOX = pa.struct([(side, pa.float32()) for side in ("left", "top", "right", "bottom")])
 _INSTANT = pa.timestamp("ms", tz="UTC")
 
@@ -172,8 +172,8 @@ def _class(score: ClassScore) -> dict[str, Any]:
 
 
 def _concept(concept: ConceptScore) -> dict[str, Any]:
-    return {field.name: getattr(concept, field.name) for field in _CONCEPT}
+    return {name: getattr(concept, name) for name in _CONCEPT_NAMES}
 
 
 def _report(report: FaithfulnessReport) -> dict[str, Any]:
-    return {field.name: getattr(report, field.name) for field in fields(report) if field.name != "input_maps"}
+    return {name: getattr(report, name) for name in _REPORT_NAMES}
