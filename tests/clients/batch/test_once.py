@@ -66,6 +66,10 @@ class Mortal:
         async with self._operation():
             return await self._output.get(name)
 
+    async def fetch(self, name: str, file: Path) -> None:
+        async with self._operation():
+            await self._output.fetch(name, file)
+
     async def names(self, folder: str) -> AsyncIterator[str]:
         async with self._operation():
             found = [name async for name in self._output.names(folder)]
@@ -210,3 +214,53 @@ def test_kill_9(tmp_path: Path) -> None:
     assert kills >= 3
     assert ends(tmp_path / "out") == dict.fromkeys(objects, 1)
     assert globbed(tmp_path / "out") == set(objects)
+
+
+INTERRUPTED = """
+import asyncio, sys, whence
+from tests.clients.batch.worlds import BANK
+from whence.testing import FakeServer, make_explanation
+import time
+
+def slow(request):
+    time.sleep(0.01)
+    return make_explanation(concept_count=1)
+
+def run():
+    whence.explain_batch(sys.argv[1], sys.argv[2], bank="fake/layer/bank", address=server.address, chunk_size=8)
+
+async def within_a_loop():
+    run()
+
+with FakeServer(slow, banks=[BANK]) as server:
+    try:
+        if sys.argv[3] == "loop":  # as notebooks run theirs: it leaves interrupts alone
+            asyncio.new_event_loop().run_until_complete(within_a_loop())
+        else:
+            run()
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+@pytest.mark.parametrize("where", ["loop", "plain"])
+def test_an_interrupt_stops_at_once_and_cleanly(tmp_path: Path, where: str) -> None:
+    objects = fill(tmp_path / "in", 400)
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "in"), str(tmp_path / "out"), where]
+    (tmp_path / "scratch").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parents[3], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    until = time.monotonic() + 60
+    while not list((tmp_path / "out/done").glob("*.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, complaints = process.communicate(timeout=60)
+    assert said == b"stopped\n", complaints
+    assert not complaints
+    assert not list((tmp_path / "scratch").iterdir())  # temporary files are gone
+    assert set(ends(tmp_path / "out").values()) == {1}
+    assert len(ends(tmp_path / "out")) < len(objects)

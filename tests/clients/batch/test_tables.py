@@ -167,7 +167,9 @@ def test_plans_keep_their_keys(
 
 
 def test_chunk_sizes() -> None:
-    assert [plan.default_chunk_size(count) for count in (1, 5000, 100_000, 10**7)] == [16, 19, 390, 1000]
+    counts = (1, 5000, 100_000, 10**7)
+    assert [plan.default_chunk_size(count, maps=False) for count in counts] == [16, 19, 390, 1000]
+    assert [plan.default_chunk_size(count, maps=True) for count in counts] == [16, 19, 100, 100]
 
 
 def test_the_whole_way_with_a_service(tmp_path: Path) -> None:

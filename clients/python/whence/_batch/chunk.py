@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -109,7 +110,7 @@ class Chunk:
                 if table.rows:
                     target = commits.file_name(name, self.number, self.revision, self._worker)
                     await output.put(target, table.path)
-                    files[name] = _described(target, table)
+                    files[name] = await asyncio.to_thread(_described, target, table)
             commit = commits.Commit(
                 chunk=self.number,
                 revision=self.revision,

@@ -28,6 +28,9 @@ class Output(Protocol):
     async def get(self, name: str) -> bytes:
         """Read an object; raises `NotFound` if there is none."""
 
+    async def fetch(self, name: str, file: Path) -> None:
+        """Copy an object to this machine, however large it is."""
+
     def names(self, folder: str) -> AsyncIterator[str]:
         """Names of all objects within a folder, in any order."""
 
@@ -74,6 +77,17 @@ class StoredOutput:
             if error.reason == "NO_SUCH_OBJECT":
                 error = NotFound(f"There is no {name} in {self.place}.", reason="NO_SUCH_OBJECT")
             raise error from failure
+        except Exception as failure:
+            raise from_store(failure, self.place) from failure
+
+    async def fetch(self, name: str, file: Path) -> None:
+        import obstore
+
+        try:
+            found = await obstore.get_async(self._store, name)
+            with file.open("wb") as target:
+                async for piece in found.stream():
+                    target.write(piece)
         except Exception as failure:
             raise from_store(failure, self.place) from failure
 

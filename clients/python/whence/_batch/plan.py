@@ -90,9 +90,12 @@ async def latest(output: Output) -> Plan | None:
     return decode(await output.get(plan_name(max(numbers)))) if numbers else None
 
 
-def default_chunk_size(objects: int) -> int:
-    """Keys in a chunk: large files for large batches, little lost and much to share out for small ones."""
-    return min(max(objects // 256, 16), 1000)
+def default_chunk_size(objects: int, *, maps: bool) -> int:
+    """Keys in a chunk: large files for large batches, little lost and much to share out for small ones.
+
+    A chunk with maps may take hundreds of times as much room.
+    """
+    return min(max(objects // 256, 16), 100 if maps else 1000)
 
 
 def chunked(objects: Iterable[Listed], size: int, first: int = 0) -> Iterator[tuple[int, Listed]]:

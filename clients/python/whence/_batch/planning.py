@@ -7,6 +7,7 @@ import json
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -132,10 +133,10 @@ async def settle(output: Output, derive: Callable[[Plan | None], Awaitable[Draft
             await output.delete([draft.plan.keys])
 
 
-def first(listing: Listing, folder: Path, chunk_size: int | None) -> Draft:
-    """The plan of a new output."""
+def first(listing: Listing, folder: Path, chunk_size: int | None, *, maps: bool) -> Draft:
+    """The plan of a new output; ``maps`` says whether there will be any."""
     objects, size = listing.totals()
-    per_chunk = chunk_size or plan.default_chunk_size(objects)
+    per_chunk = chunk_size or plan.default_chunk_size(objects, maps=maps)
     chunks = -(-objects // per_chunk)
     path = folder / "keys.parquet"
     sizes, per_block = plan.write_keys(path, plan.chunked(listing.objects(), per_chunk), chunks, per_chunk)
@@ -193,7 +194,7 @@ async def fetch_keys(output: Output, wanted: Plan, folder: Path) -> Path:
     """A plan's file of keys on this machine."""
     path = folder / Path(wanted.keys).name
     if not path.exists():
-        path.write_bytes(await output.get(wanted.keys))
+        await output.fetch(wanted.keys, path)
     return path
 
 
@@ -220,7 +221,7 @@ async def _heads(source: Source, keys: Sequence[str]) -> list[Listed]:
 def _named(file: str, place: str) -> Iterator[str]:
     """Keys of a list, relative to the source."""
     try:
-        with sys.stdin if file == "-" else Path(file).open(encoding="utf-8") as lines:
+        with nullcontext(sys.stdin) if file == "-" else Path(file).open(encoding="utf-8") as lines:
             for line in lines:
                 key = line.rstrip("\r\n")
                 if key:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import threading
 from collections.abc import Container, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from whence._batch import commits, plan
@@ -150,23 +150,23 @@ def _groups(numbers: list[int], size: int) -> Iterator[list[int]]:
 
 
 def block_on(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, within a running loop (as in notebooks), too."""
+    """Run a coroutine to its end, within a running loop (as in notebooks), too; an interrupt cancels it."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    box: list[T] = []
-    failures: list[BaseException] = []
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
 
-    def target() -> None:
+    async def cancellable() -> T:
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        return await work
+
+    with ThreadPoolExecutor(1, thread_name_prefix="whence-batch") as executor:
+        ending = executor.submit(lambda: asyncio.run(cancellable()))
         try:
-            box.append(asyncio.run(work))
-        except BaseException as failure:  # noqa: BLE001  it is raised below, in the caller's thread
-            failures.append(failure)
-
-    thread = threading.Thread(target=target, name="whence-batch")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return box[0]
+            return ending.result()
+        except KeyboardInterrupt:
+            for loop, task in running:
+                if task is not None:
+                    loop.call_soon_threadsafe(task.cancel)
+            raise

@@ -126,7 +126,7 @@ async def _prepare(job: Job, source: Source, output: Output, bank: Bank, folder:
 
         async def derive(found: Plan | None) -> planning.Draft | Plan:
             if found is None:
-                return planning.first(listing, folder, job.chunk_size)
+                return planning.first(listing, folder, job.chunk_size, maps=bool(job.options.maps))
             return await planning.refreshed(output, found, listing, folder) if job.refresh else found
 
         if job.dry_run:
