@@ -231,7 +231,7 @@ def test_what_the_page_says(write: Callable[..., Any], counts: Counts) -> None:
         "7 failed",
         f"{trust.top1_agrees:.1%} predicted alike",
         f"@{'e' * 64}",
-        f"{counts.exactness['exact']} explanations: exact",
+        f"Exact for {counts.exactness['exact']} images: contributions",
         f"at most {counts.residual:.2g} logits".capitalize(),
         f"{first.images} {numbers}",
         "INVALID_IMAGE: 7",
