@@ -119,7 +119,7 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [line for line in lines if line.startswith(".venv/bin/") and "whence-serve" not in line]
-    assert len(commands) == 21
+    assert len(commands) == 23
     for line in commands:
         done = subprocess.run(
             shlex.split(line),
@@ -132,6 +132,8 @@ def test_the_commands_of_the_readme_run(clone: Path, address: str) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     for picture in ("why.png", "parts.png", "contrast.png", "mine.png", "colours.png"):
         assert (clone / picture).stat().st_size > 10_000
+    assert whence.read_batch(clone / "out" / "batch").num_rows == 70
+    assert "cnn/stage3/craft" in (clone / "out" / "batch" / "report.html").read_text()
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:
