@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 import whence
 from tests.clients.test_client import BANK, HELD, MODEL
 from tests.clients.test_notebook import Page
+from tests.offline.buckets import BUCKET, s3
 from whence._batch import report, schema, thumbnails
 from whence._batch.counting import COLUMNS, EXAMPLES, Counts, Example
 from whence._batch.reader import BatchOutput
@@ -303,6 +305,21 @@ def test_signed_maps_have_two_colours() -> None:
     assert drawn[-1, 20, 2] > drawn[-1, 20, 0] + 50
     flat = thumbnails.Map("contribution", values * 0, whence.Box(0, 0, 40, 40))
     assert (thumbnails._overlaid(pixels, (1.0, 1.0), flat) == 128).all()
+
+
+def test_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3(monkeypatch), FakeServer(models=(MODEL,), banks=(HELD,)) as server:
+        file = io.BytesIO()
+        Image.new("RGB", (300, 200), "green").save(file, "JPEG")
+        for key in ("in/a b/é.jpg", "in//twice.jpg"):
+            boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=file.getvalue())
+        source, output = f"s3://{BUCKET}/in", f"s3://{BUCKET}/out"
+        whence.explain_batch(source, output, bank=BANK, maps="contribution", address=server.address)
+        written = report.write_report(output, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "a b/é.jpg" in page
+    assert (written.explained, written.pictures) == (2, 10)
+    assert {picture.shape for picture in pictures(page)} == {(107, 160, 3)}
 
 
 # The command ------------------------------------------------------------------------------------------------------
