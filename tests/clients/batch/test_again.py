@@ -179,3 +179,39 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     files = sorted((tmp_path / "out").rglob("*"))
     assert (do(job).chunks_done, do(job).objects, do(replace(job, refresh=True)).objects) == (4, 10, 11)
     assert sorted((tmp_path / "out").rglob("*")) == files
+
+
+async def refuse(asked: bytes) -> None:
+    raise whence.Unauthenticated("expired")
+
+
+async def bugs_in_4_and_7(asked: bytes) -> None:
+    """Of the first chunk, a/000 to a/004, and of the last, b/007 to b/011."""
+    if asked in (b"image 4", b"image 7"):
+        raise whence.InternalError("a bug")
+
+
+def test_a_refresh_keeps_the_retry_that_was_cut_short(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    fill(source, 12)
+    do(a_job(source, out), FakeService(bugs_in_4_and_7))
+    with pytest.raises(whence.Unauthenticated):
+        do(a_job(source, out, retry_failed=True), FakeService(refuse))
+    (source / "b/011.jpg").write_bytes(b"changed")
+    service = FakeService()
+    summary = do(a_job(source, out, refresh=True), service)
+    assert set(service.asked) == {b"image 4", b"image 7", b"changed"}
+    assert (summary.failed, summary.revision) == (0, 3)
+
+
+def test_a_shards_retry_keeps_that_of_another(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    fill(source, 12)
+    do(a_job(source, out), FakeService(bugs_in_4_and_7))
+    with pytest.raises(whence.Unauthenticated):
+        do(a_job(source, out, retry_failed=True, shard=Shard(1, 2)), FakeService(refuse))
+    summary = do(a_job(source, out, retry_failed=True, shard=Shard(2, 2)), FakeService())
+    assert (summary.failed, summary.complete, summary.revision) == (1, False, 3)
+    service = FakeService()
+    assert do(a_job(source, out), service).failed == 0
+    assert set(service.asked) == {b"image 4"}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,12 @@ async def list_source(source: Source, selection: Selection, listing: Listing) ->
     """
     wanted = Filter(selection.include, selection.exclude)
     if selection.keys is None:
-        await asyncio.to_thread(lambda: listing.add(item for item in source.list() if wanted(item.key)))
+        stopped = threading.Event()  # who interrupts a long listing does not wait for its end
+        objects = takewhile(lambda _: not stopped.is_set(), source.list())
+        try:
+            await asyncio.to_thread(listing.add, (item for item in objects if wanted(item.key)))
+        finally:
+            stopped.set()
     else:
         keys = (key for key in _named(selection.keys, str(source.place)) if wanted(key))
         while some := [key for key, _ in zip(keys, range(1000))]:  # noqa: B905  of the endless the first thousand
