@@ -24,7 +24,7 @@ from concepts.explanation import EngineRequest, ExplainOptions
 
 IMAGES = 768
 ROUNDS = 3
-FEW, MANY = 1_000, 10_000
+FEW, MANY = 5_000, 20_000
 CALLS = 40
 BATCH_S = 0.25
 """Longest batch of background images, as the server's settings have it."""
