@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import obstore
 import pytest
 from moto.s3.models import s3_backends
+from obstore.exceptions import AlreadyExistsError
 from obstore.store import MemoryStore
 
 import whence
@@ -157,12 +159,27 @@ def test_create_lets_one_win(address: str, tmp_path: Path) -> None:
         assert asyncio.run(output.create("x/y.json", b"%d" % won.index(True)))
 
 
+def test_a_conflict_that_nobody_won_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 may refuse both of two writers."""
+    refusals = [AlreadyExistsError("409"), AlreadyExistsError("409")]
+    put_async = obstore.put_async
+
+    async def conflicting(*arguments: Any, **options: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await put_async(*arguments, **options)
+
+    monkeypatch.setattr(obstore, "put_async", conflicting)
+    output = StoredOutput(MemoryStore(), Location("s3", "bucket", ""))
+    assert asyncio.run(output.create("x", b"mine"))
+    refusals.append(AlreadyExistsError("409"))
+    assert not asyncio.run(output.create("x", b"another's"))
+
+
 class Careless(StoredOutput):
     """A store that ignores the condition, as some that speak S3 do."""
 
     async def create(self, name: str, content: bytes) -> bool:
-        import obstore
-
         await obstore.put_async(self._store, name, content)
         return True
 

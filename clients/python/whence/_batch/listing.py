@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from whence._batch.sources import Listed
 
@@ -107,6 +108,6 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(f"{anywhere}(?:{fnmatch.translate(text)})", re.DOTALL)
 
 
-def _listed(row: tuple[str, str | None, int | None, int] | tuple[object, ...]) -> Listed:
+def _listed(row: tuple[Any, ...]) -> Listed:
     key, etag, size, refused = row[:4]
-    return Listed(key, etag, size, bool(refused))  # type: ignore[arg-type]  # as the table was declared
+    return Listed(key, etag, size, bool(refused))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from whence._batch.locations import Location
 from whence._batch.store_errors import from_store
-from whence._errors import NotFound, missing_extra
+from whence._errors import NotFound, Unavailable, missing_extra
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+
+_ATTEMPTS = 6
 
 
 class Output(Protocol):
@@ -49,14 +53,20 @@ class StoredOutput:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        try:
-            await obstore.put_async(self._store, name, content, mode="create")
-        except AlreadyExistsError:
-            # A store's answer may be lost and the request repeated; then what is there is what was sent.
-            return await self.get(name) == content
-        except Exception as failure:
-            raise from_store(failure, self.place) from failure
-        return True
+        for attempt in range(_ATTEMPTS):
+            try:
+                await obstore.put_async(self._store, name, content, mode="create")
+            except AlreadyExistsError:
+                try:
+                    # A store's answer may be lost and the request repeated; then what is there is what was sent.
+                    return await self.get(name) == content
+                except NotFound:  # two wrote at the same time, and S3 let neither win
+                    await asyncio.sleep(2**attempt * random.uniform(0.1, 0.2))
+            except Exception as failure:
+                raise from_store(failure, self.place) from failure
+            else:
+                return True
+        raise Unavailable(f"{self.place} does not let {name} be created: run the same again.", reason="STORE_CONFLICT")
 
     async def put(self, name: str, file: Path) -> None:
         import obstore
