@@ -91,6 +91,22 @@ def test_a_question_that_fails_hinders_no_call_and_is_asked_later(
     assert (servicer.asked, servicer.calls) == (3, 4)
 
 
+def test_a_server_that_never_says_what_it_is_has_time_to_answer(connect: Connect) -> None:
+    class Silent(Introducing):
+        def GetServerInfo(  # noqa: N802
+            self, request: service_pb2.GetServerInfoRequest, context: grpc.ServicerContext
+        ) -> service_pb2.GetServerInfoResponse:
+            ended = threading.Event()
+            context.add_callback(ended.set)
+            ended.wait(30)
+            return service_pb2.GetServerInfoResponse()
+
+    servicer = Silent()
+    with serve(servicer) as address, connect(address, timeout_s=2.0) as client:
+        assert client.models() == ()
+    assert servicer.calls == 1
+
+
 def test_a_server_that_is_not_there_yet_is_asked_with_the_next_attempt(connect: Connect) -> None:
     servicer = Introducing(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAVAILABLE)
     with serve(servicer) as address, connect(address) as client:
@@ -142,6 +158,23 @@ def test_an_image_beyond_the_servers_limit_is_not_sent(server: FakeServer, clien
     outcomes = list(client.explain_many([large, small], bank=BANK))
     assert [type(outcome.error) for outcome in outcomes] == [whence.ResourceExhausted, type(None)]
     assert [call.method for call in server.calls] == ["ExplainStream"]
+
+
+def test_the_servers_limit_holds_whatever_the_caller_allows(
+    server: FakeServer, connect: Connect, image: NDArray[np.uint8]
+) -> None:
+    limits = make_server_info().limits
+    server.server_info = make_server_info(limits=dataclasses.replace(limits, request_bytes=100_000))
+    large = np.zeros((200, 200, 3), np.uint8)
+    with connect(server.address, max_message_bytes=10**6) as client:
+        with pytest.raises(whence.ResourceExhausted, match="95,904 can be sent"):
+            client.explain(large, bank=BANK)
+        client.explain(image, bank=BANK)
+    with (
+        connect(server.address, max_message_bytes=10_000) as client,
+        pytest.raises(whence.ResourceExhausted, match="5,904 can be sent"),
+    ):
+        client.explain(np.zeros((50, 50, 3), np.uint8), bank=BANK)
 
 
 def test_server_info_comes_back_whole(server: FakeServer, client: whence.Client) -> None:

@@ -518,12 +518,8 @@ class AsyncClient:
 
     async def _attempt(self, method: str, request: Any, request_id: str, remaining_s: float) -> Any:
         metadata = await self._metadata(request_id)
-        return await _io.invoke(
-            getattr(self._connection.stub, method),
-            request,
-            timeout_s=remaining_s,
-            metadata=metadata,
-            request_id=request_id,
+        return await self._connection.invoke(
+            method, request, timeout_s=remaining_s, metadata=metadata, request_id=request_id
         )
 
     async def _greet(self, remaining_s: float) -> None:
@@ -534,7 +530,8 @@ class AsyncClient:
             raise DeadlineExceeded("The service did not say in time what it is.")
         try:
             if self._handshake.due():
-                await self._shake_hands(min(remaining_s, _handshake.PATIENCE_S))
+                # Half: one that never says what it is may answer all the same.
+                await self._shake_hands(min(remaining_s / 2, _handshake.PATIENCE_S))
         finally:
             self._greeting.release()
 
@@ -570,8 +567,8 @@ class AsyncClient:
     def _check_size(self, source: _images.Source) -> None:
         """Refuse to send what the service would not take."""
         info = self._handshake.info
-        whole = self._max_message_bytes or (info.limits.request_bytes if info else 0) or _DEFAULT_MESSAGE_BYTES
-        limit = whole - _ENVELOPE_BYTES
+        set_limits = [limit for limit in (self._max_message_bytes, info and info.limits.request_bytes) if limit]
+        limit = max(min(set_limits, default=_DEFAULT_MESSAGE_BYTES) - _ENVELOPE_BYTES, 0)
         if len(source.content) > limit:
             raise ResourceExhausted(
                 f"The image takes {len(source.content):,} bytes, and {limit:,} can be sent: make it smaller, or raise "

@@ -43,6 +43,7 @@ class Connection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
+        self._closed = False
 
     @property
     def stub(self) -> Any:
@@ -60,42 +61,37 @@ class Connection:
 
     async def close(self) -> None:
         """Close the channel; calls that still run are cancelled."""
+        self._closed = True
         if self._channel is not None:
             await self._channel.close()
 
+    async def invoke(
+        self, method: str, request: Any, *, timeout_s: float, metadata: tuple[tuple[str, str], ...], request_id: str
+    ) -> Any:
+        """Make one call.
 
-async def invoke(
-    method: Callable[..., Any],
-    request: Any,
-    *,
-    timeout_s: float,
-    metadata: tuple[tuple[str, str], ...],
-    request_id: str,
-) -> Any:
-    """Make one call.
-
-    Raises
-    ------
-    WhenceError
-        What it ended with.
-    """
-    try:
-        return await method(request, timeout=timeout_s, metadata=metadata)
-    except grpc.RpcError as failure:
-        raise _status.from_rpc_error(failure, request_id) from failure
-    except grpc.aio.UsageError as failure:  # the channel was closed meanwhile
-        raise client_closed() from failure
-    except asyncio.CancelledError as failure:
-        if _is_task_cancelled():
-            raise
-        # gRPC's way to say that the channel was closed.
-        raise Cancelled("The client was closed before the answer came.", request_id=request_id) from failure
+        Raises
+        ------
+        WhenceError
+            What it ended with.
+        """
+        try:
+            return await getattr(self.stub, method)(request, timeout=timeout_s, metadata=metadata)
+        except grpc.RpcError as failure:
+            raise _status.from_rpc_error(failure, request_id) from failure
+        except grpc.aio.UsageError as failure:  # the channel was closed meanwhile
+            raise client_closed() from failure
+        except asyncio.CancelledError as failure:
+            if not self._closed or _is_task_cancelled():
+                raise
+            # gRPC's way to say that the channel was closed.
+            raise Cancelled("The client was closed before the answer came.", request_id=request_id) from failure
 
 
 def _is_task_cancelled() -> bool:
-    """Whether somebody cancelled the running task; Python 3.10 cannot tell, and is taken to say yes."""
+    """Whether somebody cancelled the running task; Python 3.10 cannot tell, and is taken to say no."""
     task = asyncio.current_task()
-    return sys.version_info < (3, 11) or task is None or task.cancelling() > 0
+    return sys.version_info >= (3, 11) and task is not None and task.cancelling() > 0
 
 
 async def acquire(lock: asyncio.Lock, timeout_s: float) -> bool:

@@ -34,28 +34,22 @@ class Connection:
         """Close the channel; calls that still run are cancelled."""
         self._channel.close()
 
+    def invoke(
+        self, method: str, request: Any, *, timeout_s: float, metadata: tuple[tuple[str, str], ...], request_id: str
+    ) -> Any:
+        """Make one call.
 
-def invoke(
-    method: Callable[..., Any],
-    request: Any,
-    *,
-    timeout_s: float,
-    metadata: tuple[tuple[str, str], ...],
-    request_id: str,
-) -> Any:
-    """Make one call.
-
-    Raises
-    ------
-    WhenceError
-        What it ended with.
-    """
-    try:
-        return method(request, timeout=timeout_s, metadata=metadata)
-    except grpc.RpcError as failure:
-        raise _status.from_rpc_error(failure, request_id) from failure
-    except ValueError as failure:  # all that gRPC says of a channel that was closed meanwhile
-        raise client_closed() from failure
+        Raises
+        ------
+        WhenceError
+            What it ended with.
+        """
+        try:
+            return getattr(self.stub, method)(request, timeout=timeout_s, metadata=metadata)
+        except grpc.RpcError as failure:
+            raise _status.from_rpc_error(failure, request_id) from failure
+        except ValueError as failure:  # all that gRPC says of a channel that was closed meanwhile
+            raise client_closed() from failure
 
 
 def acquire(lock: threading.Lock, timeout_s: float) -> bool:
