@@ -25,6 +25,20 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
+def truncated() -> Image.Image:
+    """A picture of which half is missing, as Pillow opens it."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    whole = encoded(Image.fromarray(noise))
+    return Image.open(io.BytesIO(whole[: len(whole) // 2]))
+
+
+class OnDevice:
+    """Like an array that must be moved first."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
+        raise TypeError("it is on a GPU")
+
+
 def sent(image: Any) -> image_pb2.Image:
     message = image_pb2.Image()
     _images.read(image).write(message)
@@ -155,6 +169,8 @@ def test_pictures_show_transparency_and_depth_as_the_service_reads_them() -> Non
         (Image.new("RGB", (0, 3)), "empty"),
         (12, "int is not an image"),
         (None, "NoneType is not an image"),
+        (OnDevice(), "OnDevice cannot be read as an array: it is on a GPU"),
+        (truncated(), "Pillow cannot read the image: image file is truncated"),
     ],
 )
 def test_what_is_no_image_is_refused_with_a_remedy(image: Any, says: str) -> None:
@@ -171,7 +187,7 @@ def test_one_nan_is_enough(image: NDArray[np.uint8]) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.jpg", tmp_path):
+    for path in (tmp_path / "absent.jpg", tmp_path, "null\0byte.jpg"):
         with pytest.raises(whence.InvalidArgument) as caught:
             _images.read(path)
         assert caught.value.reason == "UNREADABLE_FILE"

@@ -78,7 +78,7 @@ def read(image: ImageLike) -> Source:
     if _is_pillow(image):
         return _from_pillow(image)
     if hasattr(image, "__array__"):
-        return _from_array(np.asarray(image))
+        return _from_array(_as_array(image))
     raise _refusal(
         f"A {type(image).__name__} is not an image: "
         "pass a path, the bytes of an image file, a Pillow image or an array."
@@ -94,8 +94,9 @@ def _from_bytes(encoded: bytes) -> Source:
 def _from_path(path: Path) -> Source:
     try:
         encoded = path.read_bytes()
-    except OSError as exc:
-        raise InvalidArgument(f"Cannot read {path}: {exc.strerror or exc}.", reason="UNREADABLE_FILE") from exc
+    except (OSError, ValueError) as exc:  # the latter of a path with a null byte
+        why = getattr(exc, "strerror", None) or exc
+        raise InvalidArgument(f"Cannot read {path}: {why}.", reason="UNREADABLE_FILE") from exc
     if not encoded:
         raise _refusal(f"{path} is empty.")
     return Source(encoded)
@@ -107,11 +108,22 @@ def _is_pillow(image: object) -> TypeGuard[PillowImage]:
     return module is not None and isinstance(image, module.Image)
 
 
+def _as_array(image: object) -> NDArray[Any]:
+    try:
+        return np.asarray(image)
+    except Exception as exc:  # whatever its type says, such as that it is on a GPU
+        raise _refusal(f"The {type(image).__name__} cannot be read as an array: {exc}") from exc
+
+
 def _from_pillow(image: PillowImage) -> Source:
     from PIL import ImageOps
 
     if 0 in image.size:
         raise _refusal(f"The image is empty: {image.width}×{image.height} pixels.")
+    try:
+        image.load()  # Pillow reads files when their pixels are wanted
+    except (OSError, SyntaxError, ValueError) as exc:  # SyntaxError of a PNG that is broken
+        raise _refusal(f"Pillow cannot read the image: {exc}.") from exc
     upright = ImageOps.exif_transpose(image)  # as the service does with files
     if upright.mode in ("YCbCr", "HSV"):  # no file format keeps them well
         upright = upright.convert("RGB")
