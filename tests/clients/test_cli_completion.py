@@ -57,6 +57,11 @@ def test_names_are_completed(line: str, names: list[str], held: FakeServer) -> N
     assert completed(line, WHENCE_ADDRESS=held.address) == names
 
 
+def test_names_that_a_terminal_would_obey_are_not_offered(held: FakeServer) -> None:
+    held.banks = {name: replace(HELD, reference=name) for name in (BANK, f"{BANK}\x1b[2J")}
+    assert completed("whence explain x.jpg --bank fa", WHENCE_ADDRESS=held.address) == [BANK]
+
+
 def test_the_line_and_the_settings_say_where_to_ask(held: FakeServer, tmp_path: Path) -> None:
     line = f"whence explain x.jpg --address {held.address} --token secret --bank fa"
     assert completed(line, WHENCE_ADDRESS="localhost:1") == [BANK]

@@ -15,7 +15,7 @@ import pytest
 
 import whence
 from tests.clients.test_client import BANK, CONCEPT, HELD, MODEL
-from whence._cli.failures import printable
+from whence._cli.failures import line, printable
 from whence.testing import FakeServer
 
 COMMAND = str(Path(sys.executable).parent / "whence")
@@ -110,6 +110,9 @@ def test_a_label_does_nothing_to_a_terminal(
     printed = on_a_terminal(environment, 120, "concept", BANK, "7")
     assert f"{shown} #7" in printed
     assert text == shown or text not in printed
+    printed = on_a_terminal(environment, 120, "concept", BANK, "7", "--json")
+    assert json.loads(printed)["label"] == text
+    assert text == shown or text not in printed
 
 
 def test_names_that_are_no_text_and_streams_that_know_no_unicode(environment: dict[str, str]) -> None:
@@ -122,6 +125,18 @@ def test_names_that_are_no_text_and_streams_that_know_no_unicode(environment: di
     )
     assert done.returncode == 2
     assert done.stderr.startswith("whence: Cannot read no\\udcffwhere\\xe9.jpg: No such file")
+
+
+def test_json_stays_json_where_no_unicode_is_known(environment: dict[str, str], server: FakeServer) -> None:
+    server.concepts = {(BANK, 7): replace(CONCEPT, label="café 🐈", exemplars=())}
+    printed = into_a_pipe({**environment, "PYTHONIOENCODING": "ascii"}, "concept", BANK, "7", "--json")
+    assert printed.isascii()
+    assert json.loads(printed)["label"] == "café 🐈"
+
+
+def test_a_failure_does_nothing_to_a_terminal() -> None:
+    error = whence.InternalError("\x1b[31mred", request_id="\x9b2J")
+    assert line(error, as_json=False) == "whence: \\x1b[31mred (request \\x9b2J)"
 
 
 def test_who_reads_no_further_sees_no_failure(environment: dict[str, str]) -> None:

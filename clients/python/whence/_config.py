@@ -179,19 +179,9 @@ def _parsed(setting: Setting, text: str) -> str | float | bool | Path:
         except ValueError:
             raise _unusable(f"{setting.variable} must be a number of seconds, not {text!r}.") from None
     if setting.kind == "flag":
-        words = {
-            "1": True,
-            "true": True,
-            "yes": True,
-            "on": True,
-            "0": False,
-            "false": False,
-            "no": False,
-            "off": False,
-        }
-        if text.lower() not in words:
+        if text.lower() not in _FLAGS:
             raise _unusable(f"{setting.variable} must be true or false, not {text!r}.")
-        return words[text.lower()]
+        return _FLAGS[text.lower()]
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -13,10 +14,14 @@ import numpy as np
 
 from whence._images import Source
 
+# What terminals obey, or no encoding can write, though JSON lets it stand in a text.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-def dumps(record: object) -> str:
+
+def dumps(record: object, *, ensure_ascii: bool = False) -> str:
     """One JSON value; arrays become nested lists, bytes base64, numbers that JSON lacks null; images are left out."""
-    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False, indent=2)
+    text = json.dumps(_plain(record), ensure_ascii=ensure_ascii, allow_nan=False, indent=2)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _plain(value: object) -> Any:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from whence import _errors
-from whence._cli.failures import EXIT_CODES, line
+from whence._cli.failures import EXIT_CODES, INTERRUPTED, line
 from whence._errors import WhenceError
 
 
@@ -21,6 +21,8 @@ def main() -> None:
     except WhenceError as error:
         print(line(error, as_json="--json" in sys.argv), file=sys.stderr)  # noqa: T201
         code = EXIT_CODES[type(error)]
+    except KeyboardInterrupt:  # before the command runs, or after
+        code = INTERRUPTED
     sys.exit(code)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from whence import _config
+from whence._cli.failures import printable
 from whence._client import Client
 from whence._errors import WhenceError
 
@@ -52,4 +53,4 @@ def _ask(given: Mapping[str, Any], question: Callable[[Client], list[str]]) -> l
 
 
 def _beginning(incomplete: str, names: list[str]) -> list[str]:
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in names if name.startswith(incomplete) and name == printable(name)]

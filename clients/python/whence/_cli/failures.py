@@ -53,4 +53,4 @@ def line(error: WhenceError, *, as_json: bool) -> str:
         }
         return json.dumps({"error": facts})
     request = f" (request {error.request_id})" if error.request_id else ""
-    return f"whence: {printable(' '.join(error.message.split()))}{request}"
+    return f"whence: {printable(' '.join(error.message.split()) + request)}"

@@ -26,7 +26,8 @@ _UNLIMITED_COLUMNS = 100_000
 
 def print_json(record: object) -> None:
     """One JSON value."""
-    typer.echo(_json.dumps(record))
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    typer.echo(_json.dumps(record, ensure_ascii=not unicode))
 
 
 def print_table(heads: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -38,7 +39,7 @@ def print_table(heads: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None
     table = Table()
     for place, head in enumerate(heads):
         numeric = all(_is_number(row[place]) for row in cells)
-        table.add_column(head, justify="right" if numeric and rows else "left")
+        table.add_column(Text(printable(head)), justify="right" if numeric and rows else "left")
     for row in cells:
         table.add_row(*map(Text, row))
     console = Console()
