@@ -145,6 +145,8 @@ def test_an_output_belongs_to_one_question(tmp_path: Path, changes: dict[str, An
     assert (caught.value.reason, caught.value.metadata["field"]) == ("OUTPUT_OF_ANOTHER_RUN", field)
     if field == "bank_digest":
         assert "fake/layer/bank@" + "b" * 64 in caught.value.message
+    if field == "options":  # what differs, and no more
+        assert "begun with options {'top_k': 10}, and this asks for {'top_k': 3}:" in caught.value.message
 
 
 def test_an_object_that_changes_before_it_is_read(tmp_path: Path) -> None:

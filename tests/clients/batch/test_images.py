@@ -308,3 +308,18 @@ def test_large_images_are_read_as_memory_allows(tmp_path: Path, monkeypatch: pyt
     service = FakeService(delay_s=0.001)
     assert do(a_job(tmp_path / "in", tmp_path / "out"), service).explained == 31
     assert service.most_in_flight == 2
+
+
+def test_what_progress_raises_ends_the_run(tmp_path: Path) -> None:
+    objects = fill(tmp_path / "in", 100)
+    job = a_job(tmp_path / "in", tmp_path / "out")
+
+    def enough(now: whence.Progress) -> None:
+        if now.finished:
+            raise ValueError("enough")
+
+    service = FakeService(delay_s=0.1)
+    with pytest.raises(ValueError, match="enough"):
+        do(job, service, progress=enough)
+    assert service.asked.total() < len(objects)
+    assert do(job).explained == len(objects)

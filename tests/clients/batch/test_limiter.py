@@ -121,6 +121,12 @@ def test_keeps_off_a_service_that_refuses() -> None:
     assert found.refusals <= 0.02 * found.throughput * 100
 
 
+def test_recovers_from_a_second_of_refusals() -> None:
+    service, full = Service(64, 1, 0.1), Service(64, 1, 0.1, queue=0)
+    found = simulate(lambda now_s: full if 20 < now_s < 21 else service, 120)
+    assert found.throughput >= 0.95 * service.best
+
+
 def test_refusals_at_once_count_once() -> None:
     limiter = Limiter()
     for _ in range(100):

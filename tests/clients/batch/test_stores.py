@@ -189,9 +189,11 @@ def test_stores_without_conditional_create_are_found_out(
 ) -> None:
     fill(tmp_path / "in")
     job = a_job(tmp_path / "in", tmp_path / "out")
-    with pytest.raises(whence.FailedPrecondition, match="only if there is none") as caught:
-        do(job, output=Careless(MemoryStore(), job.output))
-    assert caught.value.reason == "NO_CONDITIONAL_CREATE"
+    store = Careless(MemoryStore(), job.output)
+    for _ in range(2):  # and not only before there is a manifest
+        with pytest.raises(whence.FailedPrecondition, match="only if there is none") as caught:
+            do(job, output=store)
+        assert caught.value.reason == "NO_CONDITIONAL_CREATE"
     monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
     with pytest.raises(whence.FailedPrecondition, match="only if there is none"):
         do(a_job(tmp_path / "in", f"s3://{BUCKET}/out"))
@@ -316,6 +318,22 @@ def test_which_keys_are_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             keys_of(source, tmp_path / "7", keys=str(file))
     with pytest.raises(whence.InvalidArgument, match="cannot be read"):
         keys_of(source, tmp_path / "7", keys=str(tmp_path / "none"))
+
+
+def test_keys_do_not_lead_out_of_a_folder(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 2)
+    (tmp_path / "other.jpg").write_bytes(b"private")
+    source = LocalSource(parse(tmp_path / "in"))
+    for key in ("../other.jpg", "a/../../other.jpg", str(tmp_path / "other.jpg")):
+        assert asyncio.run(source.head(key)) is None
+        with pytest.raises(whence.NotFound) as caught:
+            asyncio.run(source.read(key))
+        assert caught.value.reason == "NO_SUCH_OBJECT"
+    (tmp_path / "keys").write_text("../other.jpg\na/000.jpg\n")
+    service = FakeService()
+    do(a_job(tmp_path / "in", tmp_path / "out", selection=Selection(str(tmp_path / "keys"))), service)
+    assert set(service.asked) == {b"image 0"}
+    assert whence.read_batch(tmp_path / "out", "failures")["reason"].to_pylist() == ["OBJECT_GONE"]
 
 
 def test_credentials_that_expire_stop_the_run(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def explain_batch(
     patience_s
         How long to wait for a service or a store that is away, in seconds.
     progress
-        Called a few times a second.
+        Called a few times a second; what it raises ends the run.
     dry_run
         Only count.
 

@@ -89,8 +89,9 @@ class Limiter:
             return
         self._ceiling = max(self._level - 1, 0)
         self._level = max(self._level - 2, 0)
-        self._climbing = False
-        self._settle(patience=_MOST_PATIENCE)
+        self._climbing, self._up = False, True
+        # Down here a refusal costs little, and staying costs much: a service may refuse for a second only.
+        self._settle(patience=min(2 * self._level, _MOST_PATIENCE))
         self._restart(now_s)
 
     def _is_settled(self) -> bool:
@@ -139,12 +140,13 @@ class Limiter:
             self._level -= 2
 
     def _try_another(self) -> None:
+        if self._up and self._level == self._ceiling < len(LEVELS) - 1:
+            self._ceiling += 1  # what was refused then may be welcome now: the next try is that
+            return
         step = 1 if self._up else -1
         self._up = not self._up
         if 0 <= self._level + step <= self._ceiling:
             self._home, self._level = self._level, self._level + step
-        elif step > 0:
-            self._ceiling = min(self._ceiling + 1, len(LEVELS) - 1)  # what was refused then may be welcome now
 
     def _end_try(self, home: int, measured: float) -> None:
         """Stay at the level that was tried, or go back home."""

@@ -7,6 +7,7 @@ a commit of its revision, or of a later one, exists.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -26,6 +27,7 @@ except ImportError as absent:
 _KEYS_PER_BLOCK = 20_000
 """Keys that are in memory at a time."""
 
+_PLAN = re.compile(r"plan/r(\d+)\.json")
 _SCHEMA = pa.schema(
     [
         ("chunk", pa.int32()),
@@ -86,8 +88,8 @@ def decode(content: bytes) -> Plan:
 
 async def latest(output: Output) -> Plan | None:
     """The plan in force; None before there is one."""
-    numbers = [int(name[6:-5]) async for name in output.names("plan") if name.endswith(".json")]
-    return decode(await output.get(plan_name(max(numbers)))) if numbers else None
+    found = [match async for name in output.names("plan") if (match := _PLAN.fullmatch(name)) is not None]
+    return decode(await output.get(plan_name(max(int(match[1]) for match in found)))) if found else None
 
 
 def default_chunk_size(objects: int, *, maps: bool) -> int:

@@ -107,15 +107,24 @@ async def agree(output: Output, manifest: Mapping[str, Any]) -> None:
 def check_agreement(asked: Mapping[str, Any], found: Mapping[str, Any], place: str) -> None:
     """Refuse an output that was begun with something else."""
     for name in ("source", "bank", "bank_digest", "options", "include", "exclude", "by_list"):
-        if asked[name] != found.get(name):
-            remedy = "choose another output, or ask the same again"
-            if name == "bank_digest":
-                remedy = f"ask for bank {found['bank']}@{found[name]}, or choose another output"
-            raise FailedPrecondition(
-                f"{place} was begun with {name} {found.get(name)!r}, and this asks for {asked[name]!r}: {remedy}.",
-                reason="OUTPUT_OF_ANOTHER_RUN",
-                metadata={"field": name, "found": str(found.get(name)), "asked": str(asked[name])},
-            )
+        ours, theirs = asked[name], found.get(name)
+        if ours == theirs:
+            continue
+        remedy = "choose another output, or ask the same again"
+        if name == "bank_digest":
+            remedy = f"ask for bank {found['bank']}@{theirs}, or choose another output"
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            ours, theirs = _unlike(ours, theirs), _unlike(theirs, ours)
+        raise FailedPrecondition(
+            f"{place} was begun with {name} {theirs!r}, and this asks for {ours!r}: {remedy}.",
+            reason="OUTPUT_OF_ANOTHER_RUN",
+            metadata={"field": name, "found": str(theirs), "asked": str(ours)},
+        )
+
+
+def _unlike(some: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Of some options those that others do not have, or have otherwise."""
+    return {name: value for name, value in some.items() if name not in others or others[name] != value}
 
 
 async def settle(output: Output, derive: Callable[[Plan | None], Awaitable[Draft | Plan]]) -> Plan:
@@ -187,7 +196,7 @@ async def retried(output: Output, before: Plan, shard: Shard) -> Draft | Plan:
     """
     finished = await commits.done(output)
     pending = _pending_retries(before, finished)
-    mine = [chunk for chunk in finished.chunks() if shard.has(chunk) and chunk not in set(pending)]
+    mine = sorted({chunk for chunk in finished.chunks() if shard.has(chunk)}.difference(pending))
     again = {commit.chunk async for commit in commits.read(output, finished, mine) if commit.retryable}
     if not again:
         return before

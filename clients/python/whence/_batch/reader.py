@@ -112,15 +112,16 @@ async def read_manifest(output: Output) -> Mapping[str, Any]:
     """What was asked of the batch that wrote here."""
     try:
         manifest: dict[str, Any] = json.loads(await output.get("manifest.json"))
-    except (NotFound, ValueError) as failure:
+        version = manifest.get("schema_version")
+    except (NotFound, ValueError, AttributeError) as failure:
         raise FailedPrecondition(
             f"{output.place} is no output of a batch: name the folder or bucket that whence batch wrote to.",
             reason="NO_BATCH_OUTPUT",
         ) from failure
-    if manifest.get("schema_version") != VERSION:
+    if version != VERSION:
         raise FailedPrecondition(
-            f"{output.place} has schema version {manifest.get('schema_version')}, and this SDK reads {VERSION}: "
-            "use the version of the SDK that wrote it.",
+            f"{output.place} has schema version {version}, and this SDK reads {VERSION}: use the version of the SDK "
+            "that wrote it.",
             reason="OTHER_SCHEMA_VERSION",
         )
     return manifest

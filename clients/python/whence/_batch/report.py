@@ -31,7 +31,7 @@ _REMEDIES = {
     "INVALID_KEY": "Rename the files: their names are not UTF-8.",
     "OBJECT_GONE": "They were deleted after they were listed: nothing is to be done, or --refresh drops them.",
     "UNREADABLE_OBJECT": "See whether the store lets these objects be read, then run again with --retry-failed.",
-    "ACCESS_DENIED": "See whether the store lets these objects be read, then run again with --retry-failed.",
+    "STORE_DENIED": "See whether the store lets these objects be read, then run again with --retry-failed.",
 }
 _RETRY = "They may pass: run the same command again with --retry-failed."
 _LOOK = "They will fail again as they are: look at the message."

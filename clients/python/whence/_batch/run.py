@@ -132,8 +132,7 @@ async def _prepare(job: Job, source: Source, output: Output, bank: Bank, folder:
         if job.dry_run:
             draft = await derive(before)
             return draft if isinstance(draft, Plan) else draft.plan
-        if begun is None:
-            await planning.agree(output, manifest)
+        await planning.agree(output, manifest)  # of what was begun, too: a store that was refused is refused again
         todo = await planning.settle(output, derive)
     if not job.retry_failed:
         return todo

@@ -79,10 +79,10 @@ class LocalSource:
             raise from_store(failure, self.place) from failure
 
     async def head(self, key: str) -> Listed | None:
-        path = self._root / key
         try:
+            path = self._path(key)
             return _listed(key, path.stat()) if path.is_file() else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, NotFound):
             return None
 
     async def read(self, key: str) -> Content:
@@ -97,10 +97,16 @@ class LocalSource:
 
     def _read(self, key: str) -> Content:
         try:
-            with (self._root / key).open("rb") as file:
+            with self._path(key).open("rb") as file:
                 return Content(file.read(), _etag(os.fstat(file.fileno())))
         except (OSError, ValueError) as failure:
             raise from_store(failure, key) from failure
+
+    def _path(self, key: str) -> Path:
+        """The file of a key; keys of lists and of outputs may name what is not below the folder."""
+        if key.startswith("/") or ".." in key.split("/"):
+            raise NotFound(f"There is nothing at {key} below {self.place}.", reason="NO_SUCH_OBJECT")
+        return self._root / key
 
 
 class StoreSource:

@@ -70,13 +70,15 @@ class Worker:
         """Do it; of chunks that others do at the same time each counts once."""
         self._done = await commits.done(self._output)
         pipeline = Pipeline(self._images, self._commit, self._count)
-        ticker = asyncio.create_task(self._report_often()) if self._progress else None
+        tasks = [asyncio.create_task(work) for work in (pipeline.run(self._work()), self._report_often())]
         try:
-            await pipeline.run(self._work())
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()  # reporting ends only by what the caller's function raises, which ends the run
         finally:
-            if ticker is not None:
-                ticker.cancel()
-                await asyncio.gather(ticker, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         self._report()
 
     async def _work(self) -> AsyncIterator[tuple[Chunk, Listed]]:
