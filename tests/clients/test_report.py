@@ -253,6 +253,11 @@ def test_maps_lie_over_the_part_that_the_model_saw(write: Callable[..., Any]) ->
         assert abs(inside[70, 4] - outside[0, 0]).max() < 30  # and nothing far from it
 
 
+def test_remedies_are_for_reasons_that_there_are() -> None:
+    documented = re.findall(r"[A-Z]+_[A-Z_]+", (Path(__file__).parents[2] / "docs/batch.md").read_text())
+    assert report._REMEDIES.keys() <= set(documented)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_upright(orientation: int) -> None:
     file = io.BytesIO()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -322,4 +324,21 @@ def test_what_progress_raises_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="enough"):
         do(job, service, progress=enough)
     assert service.asked.total() < len(objects)
+    assert do(job).explained == len(objects)
+
+
+def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = fill(tmp_path / "in", 4)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def fill_disk(asked: bytes) -> None:
+        (folder,) = tmp_path.glob("whence-batch-*")
+        with suppress(FileExistsError):
+            (folder / "results-1-r1.parquet").symlink_to("/dev/full")
+
+    job = a_job(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(whence.ResourceExhausted, match="TMPDIR") as caught:
+        do(job, FakeService(fill_disk))
+    assert caught.value.reason == "DISK_FULL"
+    assert not list(tmp_path.glob("whence-batch-*"))
     assert do(job).explained == len(objects)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,7 +29,7 @@ from whence._batch.records import BatchSummary, Progress
 from whence._batch.service import Connection, Explain, Options, explainer, find_bank
 from whence._batch.sources import Source, open_source
 from whence._batch.worker import Worker
-from whence._errors import InvalidArgument, NotFound
+from whence._errors import InvalidArgument, NotFound, ResourceExhausted
 from whence._inventory import Bank
 
 
@@ -93,8 +96,7 @@ async def run_job(
         Largest request that the service takes, in bytes.
     """
     began_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="whence-batch-") as temporary:
-        folder = Path(temporary)
+    with _temporary_folder() as folder:
         todo = await _prepare(job, source, output, bank, folder)
         finished_now = 0
         if not job.dry_run:
@@ -111,6 +113,23 @@ async def run_job(
         if not job.dry_run and summary.complete:
             await _finish(output, summary, folder)
         return summary
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder of this machine for what is not committed yet."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="whence-batch-") as folder:
+            yield Path(folder)
+    except (OSError, sqlite3.OperationalError) as failure:
+        full = getattr(failure, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(failure)
+        if not full:
+            raise
+        raise ResourceExhausted(
+            "There is no room left for temporary files: make some, or name another folder by TMPDIR, and run the same "
+            "again; what is committed stays.",
+            reason="DISK_FULL",
+        ) from failure
 
 
 async def _prepare(job: Job, source: Source, output: Output, bank: Bank, folder: Path) -> Plan:
