@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import whence
-from tests.clients.test_client import BANK, CONCEPT, HELD, MODEL
+from tests.clients.test_client import BANK, CONCEPT, HELD, MODEL, write_identity
 from tests.data import real_data
 from whence import cli
 from whence._cli import app as commands
@@ -395,6 +395,16 @@ def test_the_installed_command(server: FakeServer, photo: str) -> None:
     done = subprocess.run([command, "banks"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert done.stderr.startswith("whence: no such bank")
+
+
+def test_a_connection_that_fails_is_one_line(tmp_path: Path) -> None:
+    identity, (_, other) = (write_identity(tmp_path, name) for name in ("known", "other"))
+    command = Path(sys.executable).parent / "whence"
+    with FakeServer(identity=identity) as server:
+        arguments = ["models", "--address", server.address, "--timeout", "2"]
+        done = subprocess.run([command, *arguments, "--ca", other], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert re.fullmatch(r"whence: .*CERTIFICATE_VERIFY_FAILED.*\n", done.stderr)
 
 
 def test_without_the_extra_the_error_names_it() -> None:

@@ -247,11 +247,13 @@ def test_wrong_options_never_reach_the_server(
         {"address": ""},
         {"address": "http://localhost:9000"},
         {"timeout_s": -1},
+        {"timeout_s": 1e15},
         {"max_message_bytes": 0},
         {"max_attempts": 0},
         {"retry_budget": -1},
         {"tls": whence.TLS(certificate="only.pem")},
         {"tls": whence.TLS(authorities="/nowhere/ca.pem")},
+        {"tls": whence.TLS(authorities=__file__)},
     ],
 )
 def test_wrong_settings_are_refused_at_once(options: dict[str, object], connect: Connect) -> None:

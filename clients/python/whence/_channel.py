@@ -108,6 +108,9 @@ def _read(path: str | Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as exc:
         raise InvalidArgument(f"Cannot read {path}: {exc.strerror or exc}.", reason="UNREADABLE_FILE") from exc
+    if b"-----BEGIN " not in content:  # of which gRPC would only say that it cannot connect
+        raise InvalidArgument(f"{path} holds nothing in PEM format.", reason="UNREADABLE_FILE")
+    return content

@@ -24,6 +24,9 @@ from whence.v1 import explanation_service_pb2 as service_pb2
 T = TypeVar("T")
 Scalable = TypeVar("Scalable", bound="int | Concept | ConceptScore")
 
+_LONGEST_S = 1e9
+"""More than that is no time to wait, and overflows in gRPC."""
+
 ORDERS: dict[str, explanation_pb2.Order] = {
     "contribution": explanation_pb2.ORDER_CONTRIBUTION,
     "activation": explanation_pb2.ORDER_ACTIVATION,
@@ -284,8 +287,8 @@ def uint32(name: str, value: int) -> int:
 
 def timeout(value: float) -> float:
     """Check that this is a time to wait, in seconds."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise InvalidArgument(f"timeout_s is a positive number of seconds, not {value!r}.")
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 < value <= _LONGEST_S:
+        raise InvalidArgument(f"timeout_s is a positive number of seconds, at most {_LONGEST_S:g}; not {value!r}.")
     return float(value)
 
 

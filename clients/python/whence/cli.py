@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from whence._errors import WhenceError
 
 def main() -> None:
     """Run the command; a failure is one line on standard error and a documented exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log is no part of that line
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text, nor terminals know Unicode

@@ -70,6 +70,6 @@ def run() -> int:
     except _UsageError as exc:
         failure: Any = exc
         see = f" See {failure.ctx.command_path} --help." if failure.ctx else ""
-        raise InvalidArgument(f"{failure.format_message()}{see}", reason="USAGE") from None
+        raise InvalidArgument(f"{failure.format_message().rstrip('.')}.{see}", reason="USAGE") from None
     except typer.Abort:  # how click of old tells of Ctrl-C
         return INTERRUPTED
