@@ -7,7 +7,9 @@ import re
 import tempfile
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import whence
 from tests.clients.batch.worlds import FakeService, a_job, do, ends, fill
 from whence._batch import patience, pipeline
 from whence._batch.locations import parse
+from whence._batch.output import Output, open_output
 from whence._batch.sources import Content, LocalSource
 
 
@@ -190,6 +193,26 @@ def test_an_image_that_brings_the_service_down_again_and_again(tmp_path: Path) -
     assert summary.explained == 59
 
 
+def test_images_that_bring_the_service_down_and_are_left_at_the_end(tmp_path: Path) -> None:
+    """Then nobody else is answered in between, by which the service could be seen to be back."""
+    until_s, answered = 0.0, set()
+
+    async def crashes(asked: bytes) -> None:
+        nonlocal until_s
+        while asked in (b"image 5", b"image 8") and len(answered) < 18:
+            await asyncio.sleep(0.001)
+        if time.monotonic() < until_s:
+            raise whence.Unavailable("starting")
+        if asked in (b"image 5", b"image 8"):
+            until_s = time.monotonic() + 0.03
+            raise whence.Unavailable("gone")
+        answered.add(asked)
+
+    summary = run(tmp_path, FakeService(crashes), count=20)
+    assert failures(tmp_path) == dict.fromkeys(("b/005.jpg", "a/008.jpg"), ("UNAVAILABLE", "UNAVAILABLE", True))
+    assert summary.explained == 18
+
+
 def test_a_bug_that_hits_every_image_stops_the_run(tmp_path: Path) -> None:
     async def always(asked: bytes) -> None:
         raise whence.InternalError("a bug")
@@ -342,3 +365,44 @@ def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert caught.value.reason == "DISK_FULL"
     assert not list(tmp_path.glob("whence-batch-*"))
     assert do(job).explained == len(objects)
+
+
+class Away:
+    """An output whose store does not answer every other operation; or, from some operation on, none."""
+
+    def __init__(self, output: Output, ends: int = 10**9) -> None:
+        self.place = output.place
+        self._output, self._ends = output, ends
+        self._operations = 0
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._output, name)
+
+        async def fail_or_do(*arguments: Any) -> Any:
+            self._check()
+            return await operation(*arguments)
+
+        return fail_or_do
+
+    async def names(self, folder: str) -> AsyncIterator[str]:
+        async for name in self._output.names(folder):
+            yield name
+        self._check()
+
+    def _check(self) -> None:
+        self._operations += 1
+        if self._operations % 2 or self._operations > self._ends:
+            raise whence.Unavailable("no route", reason="STORE_UNAVAILABLE")
+
+
+def test_an_output_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    objects = fill(tmp_path / "in")
+    job = a_job(tmp_path / "in", tmp_path / "out")
+    seen: list[whence.Progress] = []
+    away: Any = Away(open_output(job.output, create=True), ends=30)
+    with pytest.raises(whence.Unavailable, match="no route"):
+        do(replace(job, patience_s=0.6), output=away, progress=seen.append)
+    assert "no route" in {each.waiting for each in seen}
+    away = Away(open_output(job.output, create=True))
+    assert do(job, output=away).complete
+    assert ends(tmp_path / "out") == Counter(objects.keys())

@@ -51,6 +51,8 @@ class Images:
         self.gate = Gate(self.limiter)
         self._witness: bytes | None = None
         """An image that the service answered: where it is answered again, the service is not to blame."""
+        self._is_looking = False
+        """Whether the witness is asked about, to see if the service answers."""
         self._answers = 0
         self._unwitnessed = 0
 
@@ -115,6 +117,8 @@ class Images:
                     strikes += 1
                     answers_at_strike = self._answers
                 await self._service_patience.pause(error, attempt)
+                if self._answers == answers_at_strike:
+                    await self._look_for_an_answer()
 
     async def _call(self, image: bytes) -> Explanation:
         """Ask, as soon as there is room."""
@@ -182,6 +186,15 @@ class Images:
                 await self._service_patience.pause(error, attempt)
             else:
                 return
+
+    async def _look_for_an_answer(self) -> None:
+        """Ask about the witness, once for all who wait: they may be those alone that bring the service down."""
+        if self._witness is not None and not self._is_looking:
+            self._is_looking = True
+            try:
+                await self._witness_is_answered()
+            finally:
+                self._is_looking = False
 
     async def _witness_is_answered(self) -> bool:
         try:

@@ -23,6 +23,7 @@ from whence._batch.images import Images
 from whence._batch.listing import Listing
 from whence._batch.locations import Location, refuse_overlap
 from whence._batch.output import Output, StoredOutput, open_output
+from whence._batch.patient_output import PatientOutput
 from whence._batch.plan import Plan
 from whence._batch.planning import Selection, Shard
 from whence._batch.records import BatchSummary, Progress
@@ -96,6 +97,7 @@ async def run_job(
         Largest request that the service takes, in bytes.
     """
     began_s = time.monotonic()
+    output = PatientOutput(output, job.patience_s)
     with _temporary_folder() as folder:
         todo = await _prepare(job, source, output, bank, folder)
         finished_now = 0

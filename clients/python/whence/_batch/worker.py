@@ -14,7 +14,7 @@ from pathlib import Path
 from whence._batch import commits, plan
 from whence._batch.chunk import Chunk
 from whence._batch.images import Images
-from whence._batch.output import Output
+from whence._batch.patient_output import PatientOutput
 from whence._batch.pipeline import Pipeline
 from whence._batch.plan import Plan
 from whence._batch.planning import Shard, fetch_keys
@@ -52,7 +52,7 @@ class Worker:
 
     def __init__(
         self,
-        output: Output,
+        output: PatientOutput,
         images: Images,
         todo: Plan,
         shard: Shard,
@@ -174,6 +174,6 @@ class Worker:
                 limit=self._images.limiter.limit,
                 rate=rate,
                 remaining_s=(tally.total - tally.finished) / rate if rate else None,
-                waiting=self._images.waiting,
+                waiting=self._images.waiting or self._output.waiting,
             )
         )
