@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections.abc import Awaitable, Hashable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from service.priority import PRIORITIES, Priority, is_full
 
 TURNS = 8
 """While background items wait, one batch in so many is theirs, however many interactive ones wait."""
+
+QUIET_S = 10.0
+"""When there was no interactive item for so long, batches of background items may take `LEISURE` times as long: larger
+ones are faster altogether."""
+LEISURE = 4
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -120,7 +126,7 @@ class Batcher(Generic[Key, Item, Result]):
         Most items that wait, those being computed not counted; see `is_full` for background items.
     background_batch_s
         How long a batch of background items may take, judging by the recent ones of its key: about the longest that
-        an interactive item waits for them.
+        an interactive item waits for them. Without interactive items, see `QUIET_S`.
     observer
         Told of batches and queue lengths.
 
@@ -149,6 +155,7 @@ class Batcher(Generic[Key, Item, Result]):
         self._observer = observer
         self._queues: dict[Priority, _Queue[Key, Item, Result]] = {priority: _Queue() for priority in PRIORITIES}
         self._passed_over = 0
+        self._interactive_at = -math.inf
         self._numbers = itertools.count()
         self._pace = Pace()
         self._wake = asyncio.Event()
@@ -186,6 +193,8 @@ class Batcher(Generic[Key, Item, Result]):
         job: _Job[Item, Result] = _Job(item, deadline, time.monotonic(), loop.create_future())
         queue = self._queues[priority]
         queue.add(key, number, job)
+        if priority == "interactive":
+            self._interactive_at = job.submitted
         self._resized()
         self._wake.set()
         try:
@@ -243,7 +252,9 @@ class Batcher(Generic[Key, Item, Result]):
         key, jobs = queue.oldest()
         limit = self._batch_limit
         if priority == "background":
-            limit = max(1, min(limit, self._pace.items_within(key, self._background_batch_s)))
+            quiet = time.monotonic() - self._interactive_at > QUIET_S
+            allowed_s = self._background_batch_s * (LEISURE if quiet else 1)
+            limit = max(1, min(limit, self._pace.items_within(key, allowed_s)))
         in_time = time.monotonic() + self._pace.fastest_s(key)
         batch: list[_Job[Item, Result]] = []
         refused = False

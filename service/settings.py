@@ -121,7 +121,8 @@ class Settings(BaseSettings):
     """Most images computed together."""
     background_batch_s: float = Field(0.25, gt=0)
     """How long a batch of background images may take, in seconds, judging by recent ones: about the longest that the
-    others wait for one. Larger batches are faster altogether."""
+    others wait for one. Four times that when there were no others for ten seconds: larger batches are faster
+    altogether."""
     engines: int = Field(16, ge=1)
     """Most bank versions that a computing replica holds; the least recently used is dropped first."""
     refresh_s: float = Field(0.5, ge=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import random
 import time
 import weakref
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from concepts.errors import DeadlineExceeded, InvalidImage, NumericalFailure, Overloaded, Unavailable, WhenceError
-from service.batcher import TURNS, Batcher, Pace
+from service.batcher import LEISURE, TURNS, Batcher, Pace
 from service.priority import PRIORITIES, background_limit, is_full
 
 Items = Sequence[Any]
@@ -379,6 +380,20 @@ async def test_background_batches_begin_small_and_grow_with_what_is_known() -> N
         batcher._pace.note("a", 1, 5.0)
     await (await held(batcher, worker, ("background", 1), ("background", 2), *[("interactive", n) for n in range(9)]))
     assert [len(batch) for _, batch in worker.batches[1:3]] == [9, 1]
+
+
+async def test_background_batches_are_larger_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker()
+    batcher: Batcher[Any, Any, Any] = Batcher(worker, batch_limit=100, queue_limit=1000, background_batch_s=1.0)
+    sizes = []
+    for quiet_s in (math.inf, 1e3, 0.0):
+        monkeypatch.setattr("service.batcher.QUIET_S", quiet_s)
+        worker.batches.clear()
+        batcher._pace = Pace()
+        batcher._pace.note("a", 1, 0.2)
+        await (await held(batcher, worker, *[("background", n) for n in range(100)]))  # behind an interactive one
+        sizes.append(len(worker.batches[1][1]))
+    assert sizes == [5, 5, 5 * LEISURE]
 
 
 async def test_background_items_are_refused_first_and_take_no_place_from_the_others() -> None:

@@ -22,6 +22,9 @@ _NOISE = 0.02
 """Relative standard error at which a measurement ends."""
 _WORTH = 1.03
 """Throughput that a step up has to bring."""
+_COSTS_NOTHING = 0.98
+"""Throughput that a step up has to keep, where answers take less than `_SOON_S`."""
+_SOON_S = 1.0
 _CHANGED = 1.25
 """Change of throughput at a level that is taken for a change of the service."""
 _SURE = 3.0
@@ -151,9 +154,9 @@ class Limiter:
     def _end_try(self, home: int, measured: float) -> None:
         """Stay at the level that was tried, or go back home."""
         before = self._throughput[home]
-        better = measured > before * _WORTH if self._level > home else measured * _WORTH >= before
-        if better:
-            self._up = self._level > home  # go on the same way
+        upwards = self._level > home
+        if _pays(self._level, measured, before) if upwards else not _pays(home, before, measured):
+            self._up = upwards  # go on the same way
             self._settle(patience=0)
         else:
             self._level = home
@@ -167,3 +170,9 @@ class Limiter:
         """Begin a measurement: count the answers to calls made from now on."""
         self._since_s, self._ended_s, self._count = now_s, None, 0
         self._cycles.clear()
+
+
+def _pays(level: int, throughput: float, below: float) -> bool:
+    """Whether a level is better than the one below it."""
+    soon = LEVELS[level] <= throughput * _SOON_S
+    return throughput > below * (_COSTS_NOTHING if soon else _WORTH)
