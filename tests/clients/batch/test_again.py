@@ -15,6 +15,7 @@ from tests.clients.batch.test_images import Odd
 from tests.clients.batch.worlds import BANK, FakeService, a_job, do, ends, fill
 from whence._batch.planning import Shard
 from whence._batch.service import Options
+from whence._batch.sources import Content, LocalSource
 
 
 async def bug_in_5(asked: bytes) -> None:
@@ -95,6 +96,31 @@ def test_failures_that_may_pass_are_tried_again_on_request(tmp_path: Path) -> No
     assert (summary.explained, summary.failed, summary.reasons) == (11, 1, {"INVALID_IMAGE": 1})
     assert ends(tmp_path / "out") == Counter(objects.keys())
     assert do(again, FakeService()).revision == summary.revision  # nothing left that may pass
+
+
+class Changing(LocalSource):
+    """A source of which one object is another one by the time it is read."""
+
+    async def read(self, key: str) -> Content:
+        if key == "b/003.jpg":
+            (self._root / key).write_bytes(b"another")
+        return await super().read(key)
+
+
+def test_trying_again_is_no_refresh(tmp_path: Path) -> None:
+    objects = fill(tmp_path / "in", 12)
+    job, again = (a_job(tmp_path / "in", tmp_path / "out", retry_failed=flag) for flag in (False, True))
+    do(job, FakeService(bug_in_5), source=Changing(job.source))
+    (tmp_path / "in/b/003.jpg").unlink()
+    service = FakeService()
+    do(again, service)
+    assert set(service.asked) == {b"image 5"}
+    assert rows(tmp_path / "out")["b/003.jpg"]["runtime"] == "another"
+    # A refresh sees that it is not what was listed.
+    (tmp_path / "in/b/003.jpg").write_bytes(b"a third")
+    do(a_job(tmp_path / "in", tmp_path / "out", refresh=True))
+    assert rows(tmp_path / "out")["b/003.jpg"]["runtime"] == "a third"
+    assert ends(tmp_path / "out") == Counter(objects.keys())
 
 
 def test_shards_do_their_own_and_no_more(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ class Odd:
 @pytest.mark.parametrize(
     ("error", "code", "reason", "retryable"),
     [
-        (whence.NotFound("gone", reason="NO_SUCH_OBJECT"), "NOT_FOUND", "OBJECT_GONE", False),
+        (whence.NotFound("gone", reason="NO_SUCH_OBJECT"), "NOT_FOUND", "OBJECT_GONE", True),
         (whence.PermissionDenied("denied", reason="STORE_DENIED"), "PERMISSION_DENIED", "STORE_DENIED", True),
         (whence.DataLoss("broken disk", reason="UNREADABLE_OBJECT"), "DATA_LOSS", "UNREADABLE_OBJECT", True),
         (whence.Unavailable("500", reason="STORE_UNAVAILABLE"), "UNAVAILABLE", "STORE_UNAVAILABLE", True),

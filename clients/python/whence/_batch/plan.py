@@ -28,6 +28,7 @@ _KEYS_PER_BLOCK = 20_000
 """Keys that are in memory at a time."""
 
 _PLAN = re.compile(r"plan/r(\d+)\.json")
+_KEYS = re.compile(r"plan/r(\d+)-\w+\.parquet")
 _SCHEMA = pa.schema(
     [
         ("chunk", pa.int32()),
@@ -66,6 +67,12 @@ class Plan:
     @property
     def name(self) -> str:
         return plan_name(self.number)
+
+    @property
+    def listing(self) -> int:
+        """Number of the plan for which the source was listed: that which wrote the keys."""
+        match = _KEYS.fullmatch(self.keys)
+        return int(match[1]) if match else self.number
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()

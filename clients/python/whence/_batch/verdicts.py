@@ -33,7 +33,7 @@ _MAYBE_OF_THE_IMAGE = {"UNSUPPORTED_OPTION", "INVALID_INPUT", "INVALID_ARGUMENT"
 """Reasons that may come from the class that is predicted, or from the request as it is."""
 
 
-_FINAL = _OF_THE_IMAGE | _MAYBE_OF_THE_IMAGE | {"INVALID_KEY", "OBJECT_GONE"}
+_FINAL = _OF_THE_IMAGE | _MAYBE_OF_THE_IMAGE | {"INVALID_KEY"}
 
 
 def retryable(error: WhenceError) -> bool:

@@ -129,12 +129,14 @@ class Worker:
         commit = commits.decode(await self._output.get(commits.done_name(chunk.number, base)))
         tables = {name: await read_table(self._output, commit, name) for name in commits.TABLES}
         wanted = {item.key: item.etag for item in items}
+        # Rows made after the listing stay, though an object may have been another one by then than the one listed.
+        of_this_listing = base >= self._plan.listing
         kept: set[str] = set()
         for name, rows in tables.items():
             if rows is None:
                 continue
             etags = zip(rows["key"].to_pylist(), rows["etag"].to_pylist(), strict=True)
-            same = [key in wanted and wanted[key] == etag for key, etag in etags]
+            same = [key in wanted and (of_this_listing or wanted[key] == etag) for key, etag in etags]
             if name == "failures" and chunk.number in self._plan.retries:
                 same = [old and not again for old, again in zip(same, rows["retryable"].to_pylist(), strict=True)]
             unchanged = rows.filter(same)
