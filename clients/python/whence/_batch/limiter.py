@@ -9,6 +9,7 @@ again where it does not. No clocks and no tasks here: the caller tells what happ
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Limits that are tried; each is about half as much again as the one before."""
@@ -18,12 +19,14 @@ _CYCLES, _MOST_CYCLES = 12, 64
 """Length of a measurement. A cycle is as many answers as the limit: of a batch all are in the same cycle."""
 _FEWEST = 24
 """Answers per measurement at the least."""
+_ENOUGH = 1500
+"""Answers at which a measurement ends, however they vary: the service may have changed meanwhile."""
 _NOISE = 0.02
 """Relative standard error at which a measurement ends."""
 _WORTH = 1.03
 """Throughput that a step up has to bring."""
-_COSTS_NOTHING = 0.98
-"""Throughput that a step up has to keep, where answers take less than `_SOON_S`."""
+_COSTS_NOTHING = 0.95
+"""Throughput that a step up has to keep, where answers take less than `_SOON_S`: all of it, within the noise."""
 _SOON_S = 1.0
 _CHANGED = 1.25
 """Change of throughput at a level that is taken for a change of the service."""
@@ -105,7 +108,7 @@ class Limiter:
         typical = max(sum(self._cycles) / count, 1e-9)
         variance = sum((cycle_s - typical) ** 2 for cycle_s in self._cycles) / (count - 1)
         noise = self._noise[self._level] = math.sqrt(variance / count) / typical
-        if self._climbing or noise <= _NOISE or count >= max(_MOST_CYCLES, _FEWEST):
+        if self._climbing or noise <= _NOISE or count >= min(_MOST_CYCLES, _ENOUGH / self.limit):
             return True
         if self._home is None:
             return False
@@ -121,25 +124,36 @@ class Limiter:
         elif self._home is not None:
             self._end_try(self._home, measured)
         elif known is not None and not known / _CHANGED < measured < known * _CHANGED:
-            # The service got faster or slower: what is known of other levels is of another service.
-            self._throughput = {self._level: measured}
-            self._ceiling = len(LEVELS) - 1
-            self._up = measured > known
-            self._settle(patience=0)
-            self._try_another()
+            self._begin_anew(known, measured)
         elif self._wait > 0:
             self._wait -= 1
         else:
             self._try_another()
 
+    def _begin_anew(self, known: float, measured: float) -> None:
+        """The service got faster or slower: what is known of other levels is of another service."""
+        self._throughput = {self._level: measured}
+        self._ceiling = len(LEVELS) - 1
+        self._up = True
+        self._settle(patience=0)
+        if measured > known:
+            self._try_another()
+        else:
+            soon = max(bisect_right(LEVELS, measured * _SOON_S) - 1, 0)
+            self._level = min(self._level, soon)
+
     def _climb(self, measured: float) -> None:
         """Go on with the first climb while it pays."""
         before = self._throughput.get(self._level - 2, 0.0)
-        if measured > before * _FAST and self._level + 2 <= self._ceiling:
-            self._level += 2
+        following = self._level + 2
+        if following <= self._ceiling and (
+            measured > before * _FAST
+            or (measured > before * _COSTS_NOTHING and LEVELS[following] <= measured * _SOON_S)
+        ):
+            self._level = following
             return
         self._climbing = False
-        if measured < before * _WORTH:
+        if not _pays(self._level, measured, before):
             self._level -= 2
 
     def _try_another(self) -> None:
