@@ -134,7 +134,7 @@ def test_refusals_at_once_count_once() -> None:
     limiter = Limiter()
     for _ in range(100):
         limiter.refused(now_s=10.0, latency_s=1.0)
-    assert limiter.limit == LEVELS[LEVELS.index(4) - 2]
+    assert limiter.limit == LEVELS[LEVELS.index(8) - 2]
 
 
 def test_limits_have_bounds() -> None:
@@ -156,7 +156,7 @@ async def test_the_gate_lets_in_as_many_as_the_limiter_says() -> None:
             await asyncio.sleep(0.001)
 
     await asyncio.gather(*(call() for _ in range(50)))
-    assert max(seen) == 4
+    assert max(seen) == 8
     assert gate.running == 0
 
 
@@ -181,13 +181,13 @@ async def test_alone_means_alone() -> None:
 
 async def test_those_who_stop_waiting_leave_no_gap() -> None:
     gate = Gate(Limiter())
-    held = [asyncio.create_task(_hold(gate)) for _ in range(4)]
+    held = [asyncio.create_task(_hold(gate)) for _ in range(8)]
     waiting = [asyncio.create_task(_hold(gate)) for _ in range(4)]
     await asyncio.sleep(0)
     for task in (*held[:2], *waiting[:2]):
         task.cancel()
     await asyncio.sleep(0.01)
-    assert gate.running == 4
+    assert gate.running == 8
     for task in (*held, *waiting):
         task.cancel()
     await asyncio.gather(*held, *waiting, return_exceptions=True)

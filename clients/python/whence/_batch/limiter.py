@@ -14,7 +14,7 @@ from bisect import bisect_right
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Limits that are tried; each is about half as much again as the one before."""
 
-_FIRST = LEVELS.index(4)
+_FIRST = LEVELS.index(8)
 _CYCLES, _MOST_CYCLES = 12, 64
 """Length of a measurement. A cycle is as many answers as the limit: of a batch all are in the same cycle."""
 _FEWEST = 24
